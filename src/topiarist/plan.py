@@ -1,0 +1,292 @@
+"""The frozen values that every room speaks: what is asked (`Budget`), what can go (`Units`), what goes (`Plan`)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from topiarist.errors import FormatError, InputError, nearest
+
+PLAN_FORMAT = "topiarist-plan"
+PLAN_VERSION = 1
+_LONGEST_INDEX_LIST = 4096  # longer selections are stored as packed bits
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The target of a pruning run, in exactly one unit.
+
+    ``sparsity`` is the fraction of prunable units *removed*; ``compression`` is original size / remaining size over
+    all parameters (Blalock et al. 2020); ``macs``, ``params`` and ``bytes`` are the fraction that *remains*.
+
+    Raises:
+        InputError: not exactly one unit is given, or its value is outside its range.
+
+    Example:
+        >>> Budget(macs=0.5)
+        Budget(macs=0.5)  # keeps 0.5 of the macs
+        >>> Budget(compression=4).removed
+        0.75
+    """
+
+    sparsity: float | None = None
+    compression: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in self._values().items() if v is not None}
+        if len(given) != 1:
+            raise InputError(
+                f"a budget has exactly one unit, got {given or 'none'}; try Budget(sparsity=0.9) or Budget(macs=0.5)"
+            )
+        low, high = (1.0, math.inf) if self.unit == "compression" else (0.0, 1.0)
+        if not (low <= self.value <= high and math.isfinite(self.value)):
+            raise InputError(f"{self.unit} must lie in [{low:g}, {high:g}] and be finite, got {self.value!r}")
+
+    def _values(self) -> dict[str, float | None]:
+        return {
+            "sparsity": self.sparsity,
+            "compression": self.compression,
+            "macs": self.macs,
+            "params": self.params,
+            "bytes": self.bytes,
+        }
+
+    @property
+    def unit(self) -> str:
+        """The unit that is set: ``"sparsity"``, ``"compression"``, ``"macs"``, ``"params"`` or ``"bytes"``."""
+        return next(k for k, v in self._values().items() if v is not None)
+
+    @property
+    def value(self) -> float:
+        """The number, in the budget's own unit."""
+        return float(next(v for v in self._values().values() if v is not None))
+
+    @property
+    def removed(self) -> float:
+        """The fraction to remove, whatever the unit: sparsity s, 1 − 1/compression, or 1 − fraction kept."""
+        if self.unit == "sparsity":
+            return self.value
+        return 1 - 1 / self.value if self.unit == "compression" else 1 - self.value
+
+    def with_removed(self, removed: float) -> Budget:
+        """The same unit with another fraction removed, as a schedule asks for on its way to the target."""
+        if self.unit == "sparsity":
+            return Budget(sparsity=removed)
+        if self.unit == "compression":
+            return Budget(compression=1 / (1 - removed))
+        return Budget(**{self.unit: 1 - removed})
+
+    def __repr__(self) -> str:
+        meaning = {
+            "sparsity": f"removes {self.value:g} of the prunable units",
+            "compression": "original size / remaining size",
+        }.get(self.unit, f"keeps {self.value:g} of the {self.unit}")
+        return f"Budget({self.unit}={self.value:g})  # {meaning}"
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """Where one set of units lives in one tensor of the model.
+
+    ``dim`` is the tensor dimension that the units index, ``unit`` maps each position along it to a unit
+    (int64 of shape ``(size of dim,)``, −1 where no unit of this set lives). ``dim`` is ``None`` where every single
+    entry is a unit of its own, in row-major order.
+    """
+
+    tensor: str
+    dim: int | None = None
+    unit: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """A set of units that compete with one another: the weights of a tensor, the channels of an axis, the heads.
+
+    ``name`` is the parameter (weights) or axis (channels, heads); ``kind`` is the class name of the module that
+    carries it, for allocation by layer type; ``layer`` the module's own name; ``minimum`` how many must stay.
+    """
+
+    name: str
+    num: int
+    members: tuple[Member, ...]
+    layer: str = ""
+    kind: str = ""
+    minimum: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Positions that leave one dimension of a tensor: ``removed`` is bool of shape ``(size of dim,)``."""
+
+    dim: int
+    removed: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which units go: a frozen, comparable value with a digest, stored as JSON.
+
+    ``removed`` maps each set of units to a bool tensor of shape ``(num units,)``, True where the unit goes.
+    ``slices`` maps tensor names to the positions that leave their dimensions (empty for ``structure="weight"``);
+    ``attributes`` maps dotted paths (``"blocks.0.attn.num_heads"``) to the sizes that follow. ``inexact`` names the
+    cut axes for which removing cannot equal zeroing, with the operator that makes it so. ``requested`` and
+    ``achieved`` are in the words of `Budget`, and in units and fractions.
+
+    Example:
+        >>> plan = Plan("weight", {"weight": torch.tensor([True, False])})
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
+    """
+
+    structure: str
+    removed: Mapping[str, Tensor]
+    slices: Mapping[str, tuple[Slice, ...]] = field(default_factory=dict)
+    attributes: Mapping[str, int] = field(default_factory=dict)
+    inexact: Mapping[str, str] = field(default_factory=dict)
+    requested: Mapping[str, float] = field(default_factory=dict)
+    achieved: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("removed", "slices", "attributes", "inexact", "requested", "achieved"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def num_removed(self) -> int:
+        """How many units go."""
+        return sum(int(r.sum()) for r in self.removed.values())
+
+    @property
+    def num_units(self) -> int:
+        """How many units there were to choose from."""
+        return sum(r.numel() for r in self.removed.values())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the decision (structure, removed units, slices, attributes), in hexadecimal."""
+        decision = {k: self._json()[k] for k in ("structure", "removed", "slices", "attributes")}
+        return hashlib.sha256(json.dumps(decision, sort_keys=True).encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Plan({self.structure}, {self.num_removed} of {self.num_units} units, digest {self.digest[:12]})"
+
+    def masks(self, model: nn.Module) -> dict[str, Tensor]:
+        """Per parameter of ``model``, a bool tensor of the parameter's shape, True where an entry is removed.
+
+        Raises:
+            InputError: the plan names a tensor that the model lacks, or one of another size.
+        """
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        masks: dict[str, Tensor] = {}
+        for name, removed in self.removed.items() if self.structure == "weight" else ():
+            parameter = _find(name, parameters)
+            if parameter.numel() != removed.numel():
+                raise InputError(f"{name} has {parameter.numel()} entries, the plan was made for {removed.numel()}")
+            masks[name] = removed.view(parameter.shape).to(parameter.device)
+        for name, slices in self.slices.items():
+            if name in buffers:
+                continue
+            parameter = _find(name, parameters)
+            mask = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+            for piece in slices:
+                if parameter.shape[piece.dim] != piece.removed.numel():
+                    raise InputError(
+                        f"dimension {piece.dim} of {name} has size {parameter.shape[piece.dim]}, "
+                        f"the plan was made for {piece.removed.numel()}"
+                    )
+                shape = [1] * parameter.ndim
+                shape[piece.dim] = -1
+                mask |= piece.removed.to(parameter.device).view(shape)
+            masks[name] = mask
+        return masks
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` reads it back to an equal plan."""
+        return json.dumps(self._json(), indent=1)
+
+    def _json(self) -> dict[str, Any]:
+        return {
+            "format": PLAN_FORMAT,
+            "version": PLAN_VERSION,
+            "structure": self.structure,
+            "removed": {k: _encode(v) for k, v in self.removed.items()},
+            "slices": {k: [{"dim": s.dim, **_encode(s.removed)} for s in v] for k, v in self.slices.items()},
+            "attributes": dict(self.attributes),
+            "inexact": dict(self.inexact),
+            "requested": dict(self.requested),
+            "achieved": dict(self.achieved),
+        }
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan back from `to_json`.
+
+        Raises:
+            FormatError: the text is not a plan, is of a newer version, or is damaged.
+        """
+        try:
+            raw = json.loads(text)
+            if raw.get("format") != PLAN_FORMAT or raw.get("version") != PLAN_VERSION:
+                raise FormatError(
+                    f"not a plan of version {PLAN_VERSION}: format {raw.get('format')!r}, version {raw.get('version')!r}"
+                )
+            return cls(
+                structure=raw["structure"],
+                removed={k: _decode(v) for k, v in raw["removed"].items()},
+                slices={k: tuple(Slice(int(s["dim"]), _decode(s)) for s in v) for k, v in raw["slices"].items()},
+                attributes={str(k): int(v) for k, v in raw["attributes"].items()},
+                inexact=raw["inexact"],
+                requested=raw["requested"],
+                achieved=raw["achieved"],
+            )
+        except FormatError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, zlib.error) as error:
+            raise FormatError(f"damaged plan: {error}") from error
+
+
+def _find(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    if name not in tensors:
+        raise InputError(f"the plan names {name!r}, which the model does not have ({nearest(name, tensors)})")
+    return tensors[name]
+
+
+def _encode(removed: Tensor) -> dict[str, Any]:
+    if removed.numel() <= _LONGEST_INDEX_LIST:
+        return {"size": removed.numel(), "indices": removed.nonzero().flatten().tolist()}
+    bits = np.packbits(removed.cpu().numpy())
+    return {"size": removed.numel(), "bits": base64.b64encode(zlib.compress(bits.tobytes(), 6)).decode()}
+
+
+def _decode(raw: Mapping[str, Any]) -> Tensor:
+    size = int(raw["size"])
+    removed = torch.zeros(size, dtype=torch.bool)
+    if "indices" in raw:
+        removed[torch.tensor(raw["indices"], dtype=torch.long)] = True
+        return removed
+    limit = (size + 7) // 8
+    stream = zlib.decompressobj()
+    packed = stream.decompress(base64.b64decode(raw["bits"], validate=True), limit + 1)
+    if len(packed) != limit:
+        raise FormatError(f"damaged plan: {len(packed)} bytes of bits for {size} units")
+    return torch.from_numpy(np.unpackbits(np.frombuffer(packed, np.uint8), count=size).astype(bool))
