@@ -1,0 +1,225 @@
+"""The integers a model keeps in Python: `num_heads`, `in_features`, `normalized_shape[0]`, `config->hidden_size`.
+
+A path names one of them: the module's dotted name, a dot, the attribute, and steps into what the attribute holds::
+
+    path  = [module "."] name {step}
+    step  = "->" name             a field of a dataclass or of a plain object
+          | "[" integer "]"       a position in a tuple or list, or an integer key of a dict
+          | '["' text '"]'        a text key of a dict (letters, digits, spaces and _ . - / : only)
+
+Nothing is ever called or looked up through a class: only what an instance itself holds has a path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import enum
+import re
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from topiarist.errors import InputError, nearest
+
+_INTERNAL = frozenset(nn.Module().__dict__)
+_DEEPEST = 4
+_LONGEST = 1024  # a longer container holds data, not sizes
+_NAME = r"[^\W\d]\w*"
+_TEXT_KEY = re.compile(r"[\w .\-/:]+")
+_STEP = re.compile(rf'->(?P<field>{_NAME})|\[(?P<index>-?\d+)\]|\["(?P<key>{_TEXT_KEY.pattern})"\]')
+_PATH = re.compile(
+    rf'(?:(?P<module>.*)\.)?(?P<name>{_NAME})(?P<steps>(?:->{_NAME}|\[-?\d+\]|\["{_TEXT_KEY.pattern}"\])*)', re.DOTALL
+)
+
+
+def integer_attributes(model: nn.Module) -> dict[str, int]:
+    """Every integer that the modules of ``model`` hold outside their tensors, by path.
+
+    Looked into: tuples, lists, dicts, dataclasses and plain objects, four levels deep. Left out: booleans and enums,
+    what `nn.Module` keeps for itself, names that begin with two underscores, other modules, tensors, callables, and
+    objects of classes from torch or the standard library (namespaces excepted).
+
+    Example:
+        >>> integer_attributes(nn.Sequential(nn.LayerNorm(8)))
+        {'0.normalized_shape[0]': 8}
+    """
+    found: dict[str, int] = {}
+    for module_name, module in model.named_modules():
+        prefix = module_name + "." if module_name else ""
+        for name, value in module.__dict__.items():
+            if name not in _INTERNAL and _is_name(name):
+                found.update((prefix + name + steps, number) for steps, number in _walk(value, ()))
+    return found
+
+
+def get(model: nn.Module, path: str) -> int:
+    """The integer at ``path``.
+
+    Raises:
+        InputError: there is no integer at that path.
+
+    Example:
+        >>> get(nn.Sequential(nn.LayerNorm(8)), "0.normalized_shape[0]")
+        8
+    """
+    module, name, steps = _parse(model, path)
+    value = _child(module.__dict__, name, model, path)
+    for step in steps:
+        value = _child(dict(_children(value)), step, model, path)
+    if not _is_integer(value):
+        raise InputError(f"{path!r} holds {type(value).__name__}, not an integer; {_near(model, path)}")
+    number: int = value
+    return number
+
+
+def set(model: nn.Module, path: str, value: int) -> None:
+    """Put another integer at ``path``, where there is one already.
+
+    Tuples are rebuilt, and lists, dicts and objects on the way are copied (shallowly) first: whoever else holds them,
+    another module or the caller of a constructor, keeps theirs as it was.
+
+    Raises:
+        InputError: there is no integer at that path, or ``value`` is not one.
+
+    Example:
+        >>> norm = nn.LayerNorm((4, 8))
+        >>> set(norm, "normalized_shape[1]", 6)
+        >>> norm.normalized_shape
+        (4, 6)
+    """
+    if not _is_integer(value):
+        raise InputError(f"{path!r} takes an integer, got {value!r}")
+    get(model, path)
+    module, name, steps = _parse(model, path)
+    module.__dict__[name] = _replaced(module.__dict__[name], steps, value)
+
+
+@contextmanager
+def replaced(model: nn.Module, values: Mapping[str, int]) -> Iterator[None]:
+    """Inside the ``with``, other integers are at the given paths; afterwards the very objects of before are back.
+
+    Raises:
+        InputError: there is no integer at one of the paths; nothing is replaced then.
+    """
+    before = [(module, name, module.__dict__[name]) for module, name, _ in (_parse(model, path) for path in values)]
+    try:
+        for path, value in values.items():
+            set(model, path, value)
+        yield
+    finally:
+        for module, name, value in before:
+            module.__dict__[name] = value
+
+
+Step = tuple[str, str | int]  # ("field", name), ("index", position) or ("key", key)
+
+
+def _walk(value: Any, above: tuple[int, ...]) -> Iterator[tuple[str, int]]:
+    if _is_integer(value):
+        yield "", value
+    elif len(above) < _DEEPEST and id(value) not in above:
+        for step, child in _children(value):
+            for steps, number in _walk(child, (*above, id(value))):
+                yield _written(step) + steps, number
+
+
+def _children(value: Any) -> Iterator[tuple[Step, Any]]:
+    """What ``value`` holds that a step leads to; nothing for what is not a container or a plain object."""
+    if isinstance(value, (tuple, list)):
+        if len(value) <= _LONGEST and (isinstance(value, list) or _can_rebuild(value)):
+            yield from ((("index", i), child) for i, child in enumerate(value))
+    elif isinstance(value, dict):
+        if len(value) <= _LONGEST:
+            for key, child in value.items():
+                if type(key) is int:
+                    yield ("index", key), child
+                elif type(key) is str and _TEXT_KEY.fullmatch(key):
+                    yield ("key", key), child
+    elif _is_plain(value):
+        yield from ((("field", name), child) for name, child in _fields(value).items() if _is_name(name))
+
+
+def _replaced(value: Any, steps: list[Step], number: int) -> Any:
+    """A copy of ``value`` along ``steps``, with ``number`` at their end."""
+    if not steps:
+        return number
+    _, key = steps[0]
+    child = _replaced(dict(_children(value))[steps[0]], steps[1:], number)
+    if isinstance(value, tuple):
+        items = [child if i == key else item for i, item in enumerate(value)]
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
+    copied: Any = copy.copy(value)
+    if isinstance(value, (list, dict)):
+        copied[key] = child
+    elif key in getattr(copied, "__dict__", {}):
+        copied.__dict__[key] = child
+    else:
+        object.__setattr__(copied, str(key), child)
+    return copied
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    held = dict(getattr(value, "__dict__", {}))
+    if dataclasses.is_dataclass(value):  # those with slots keep nothing in __dict__
+        slots = [f.name for f in dataclasses.fields(value) if f.name in getattr(type(value), "__slots__", ())]
+        held.update((name, getattr(value, name)) for name in slots if hasattr(value, name))
+    return held
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (argparse.Namespace, types.SimpleNamespace)):
+        return True
+    if isinstance(value, (nn.Module, torch.Tensor, type, types.ModuleType, enum.Enum)) or callable(value):
+        return False
+    room = type(value).__module__.partition(".")[0]
+    return room != "torch" and (room == "__main__" or room not in sys.stdlib_module_names)
+
+
+def _can_rebuild(value: tuple[Any, ...]) -> bool:
+    return type(value) in (tuple, torch.Size) or hasattr(value, "_make")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, (bool, enum.Enum))
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(_NAME, name) is not None and not name.startswith("__")
+
+
+def _written(step: Step) -> str:
+    kind, key = step
+    return {"field": f"->{key}", "index": f"[{key}]", "key": f'["{key}"]'}[kind]
+
+
+def _parse(model: nn.Module, path: str) -> tuple[nn.Module, str, list[Step]]:
+    match = _PATH.fullmatch(path)
+    if match is None or not _is_name(match["name"]) or match["name"] in _INTERNAL:
+        raise InputError(f"{path!r} is not the path of an integer attribute; {_near(model, path)}")
+    steps: list[Step] = []
+    for step in _STEP.finditer(match["steps"]):
+        kind, text = str(step.lastgroup), step[str(step.lastgroup)]
+        steps.append((kind, int(text) if kind == "index" else text))
+    module: nn.Module | None = model
+    for part in match["module"].split(".") if match["module"] else ():
+        module = None if module is None else module._modules.get(part)
+    if module is None:
+        raise InputError(f"{path!r}: the model has no module {match['module']!r}; {_near(model, path)}")
+    return module, match["name"], steps
+
+
+def _child(holder: Mapping[Any, Any], key: Any, model: nn.Module, path: str) -> Any:
+    if key not in holder:
+        raise InputError(f"the model has no attribute {path!r}; {_near(model, path)}")
+    return holder[key]
+
+
+def _near(model: nn.Module, path: str) -> str:
+    return nearest(path, integer_attributes(model))
