@@ -75,6 +75,10 @@ class ResNet(nn.Module):
         self.layer3 = _stage(32, 64, num_blocks, 2, option)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(64, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights of convolutions and of the linear layer anew (He et al. 2015)."""
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)

@@ -82,6 +82,10 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.Sequential(*(Block(dim, num_heads, num_hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the class token and the positions anew; the layers inside have a ``reset_parameters`` of their own."""
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.02)
 
