@@ -95,11 +95,11 @@ class PrunableDense(nn.Module):
     def fold(self) -> nn.Module:
         """A plain ``nn.Linear`` with the mask applied for good, followed by the activation where there is one."""
         num_out, num_in = self.weight.shape
-        factory = {"device": self.weight.device, "dtype": self.weight.dtype}
-        linear = nn.utils.skip_init(nn.Linear, num_in, num_out, self.bias is not None, **factory)
-        linear.weight.copy_(self.weight * self.mask)
+        with torch.device("meta"):
+            linear = nn.Linear(num_in, num_out, self.bias is not None)
+        linear.weight = nn.Parameter(self.weight * self.mask, requires_grad=self.weight.requires_grad)
         if self.bias is not None:
-            linear.bias.copy_(self.bias)
+            linear.bias = nn.Parameter(self.bias.clone(), requires_grad=self.bias.requires_grad)
         folded: nn.Module = linear if self.activation is None else nn.Sequential(linear, self.activation)
         return folded.train(self.training)
 
