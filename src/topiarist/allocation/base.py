@@ -1,0 +1,127 @@
+"""What every allocation sees (`Candidates`) and is (`Allocation`), and how a recipe's word becomes one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from topiarist.allocation.select import select
+from topiarist.errors import InputError, nearest
+from topiarist.plan import Units
+
+
+def _no_weight(name: str) -> Tensor:
+    raise InputError(f"these candidates carry no weights, asked for that of {name!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The units that compete, and what an allocation may know of them.
+
+    ``scores`` maps each units' name to floats of shape ``(num units,)``, low scores go first; ``weight(name)`` is the
+    units' own weight, signed and flattened, for thresholds in units of its spread; ``gone`` marks the units that an
+    earlier step removed: they stay removed and count as removed.
+
+    Raises:
+        InputError: names repeat, scores are missing, or a tensor is not of shape ``(num units,)``.
+    """
+
+    units: tuple[Units, ...]
+    scores: Mapping[str, Tensor]
+    weight: Callable[[str], Tensor] = _no_weight
+    gone: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [units.name for units in self.units]
+        if len(set(names)) != len(names):
+            raise InputError(f"units' names must differ, got {names}")
+        if set(names) != set(self.scores) or not set(self.gone) <= set(names):
+            raise InputError(f"units {names}, scores for {[*self.scores]}, gone of {[*self.gone]}: names must agree")
+        for units in self.units:
+            for tensor in (self.scores[units.name], self.gone.get(units.name)):
+                if tensor is not None and tensor.shape != (units.num,):
+                    raise InputError(
+                        f"{units.name!r} has {units.num} units, got a tensor of shape {tuple(tensor.shape)}"
+                    )
+
+    @property
+    def num_units(self) -> int:
+        """How many units there are, gone ones included."""
+        return sum(units.num for units in self.units)
+
+    def num_gone(self, name: str) -> int:
+        """How many units of ``name`` are gone already."""
+        return int(self.gone[name].count_nonzero()) if name in self.gone else 0
+
+    def most(self, units: Units) -> int:
+        """How many of ``units`` may be gone at most: all but the minimum, and never fewer than are gone already."""
+        return max(units.num - units.minimum, self.num_gone(units.name))
+
+    def lowest(self, units: Units, num: int) -> Tensor:
+        """Mark the ``num`` lowest of one set, as far as what is gone and the minimum allow: bool ``(num units,)``."""
+        num = min(max(num, self.num_gone(units.name)), self.most(units))
+        gone = {units.name: self.gone[units.name]} if units.name in self.gone else {}
+        return select({units.name: self.scores[units.name]}, num, gone)[units.name]
+
+
+class Allocation(Protocol):
+    """How a budget is spread over layers: any callable of this shape will do.
+
+    ``level`` runs from 0, nothing goes beyond what is gone, to 1, all goes but each `Units.minimum`; what goes at one
+    level goes at every higher one. An allocation that names its own amounts has ``needs_budget = False``: for it,
+    level 1 is the amounts themselves and lower levels are the way to them. A callable without the attribute needs one.
+    """
+
+    def __call__(self, candidates: Candidates, level: float) -> dict[str, Tensor]:
+        """Per units' name a bool tensor ``(num units,)``, True where the unit goes."""
+        ...
+
+
+def needs_budget(allocation: Allocation) -> bool:
+    """Whether the amount comes from a budget (most allocations) or from the allocation itself."""
+    return bool(getattr(allocation, "needs_budget", True))
+
+
+def share(fraction: float, num: int) -> int:
+    """The fraction of ``num`` in whole units, half up: ⌊fraction · num + ½⌋.
+
+    Example:
+        >>> share(0.25, 10)
+        3
+    """
+    return math.floor(fraction * num + 0.5)
+
+
+def check_level(level: float) -> None:
+    """Refuse levels outside [0, 1]."""
+    if not 0.0 <= level <= 1.0:
+        raise InputError(f"a level lies in [0, 1], got {level!r}")
+
+
+def check_removed(removed: Mapping[str, Tensor], candidates: Candidates) -> None:
+    """Refuse what an allocation of the user's may return wrongly.
+
+    Raises:
+        InputError: names, shapes or dtypes are not those of the candidates, or a unit that was gone comes back.
+    """
+    for units in candidates.units:
+        mask = removed.get(units.name)
+        if mask is None or mask.shape != (units.num,) or mask.dtype != torch.bool:
+            found = "nothing" if mask is None else f"{mask.dtype} of shape {tuple(mask.shape)}"
+            raise InputError(
+                f"the allocation returned {found} for {units.name!r}, expected bool of shape ({units.num},)"
+            )
+        if units.name in candidates.gone and bool((candidates.gone[units.name] & ~mask).any()):
+            raise InputError(f"the allocation brings back units of {units.name!r} that are gone")
+    if len(removed) > len(candidates.units):
+        unknown = next(name for name in removed if name not in candidates.scores)
+        raise InputError(f"the allocation returned {unknown!r}, which is no units' name ({_near(unknown, candidates)})")
+
+
+def _near(name: str, candidates: Candidates) -> str:
+    return nearest(name, [units.name for units in candidates.units])

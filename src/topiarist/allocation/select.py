@@ -1,0 +1,197 @@
+"""Exact selection: asked for k, exactly k go, with ties, in a stated order and without sorting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from topiarist.errors import InputError
+
+_INTEGER = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+_DIGIT = 16  # bits decided per pass: one pass for half precision, two for single, four for double
+_NUM_BINS = 1 << _DIGIT
+_COUNTED = 1 << 20  # scores per step while counting: many beside the bins, few beside the scores
+_MARKED = 1 << 16  # scores per step while marking, when the masks already take their byte per score
+
+
+def select(
+    scores: Mapping[str, Tensor],
+    k: int,
+    gone: Mapping[str, Tensor] | None = None,
+    keep: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Mark exactly the ``k`` lowest scores over all tensors together.
+
+    The order is (score, position of the tensor in ``scores``, flat index), lowest first: among equal scores the
+    earlier tensor goes first, then the lower index; −0.0 equals 0.0. Units of ``gone`` go before all others and count
+    towards ``k``; units of ``keep`` never go.
+
+    The k-th score is found by a radix select on the bit patterns of the floats (a most-significant-digit radix sort of
+    which only the bin holding the k-th element is followed; Knuth, TAOCP 3, 5.2.5), chunk by chunk: the extra memory
+    is the returned masks, one byte per score, and a few megabytes that do not grow.
+
+    Args:
+        scores: float tensors of any shape; half, bfloat16, single and double may be mixed and lie on any devices.
+        k: from the number of units gone to the number of units not kept.
+        gone: bool tensors of the shapes of the scores, by name; a name left out has none.
+        keep: the same, for units that must stay.
+
+    Returns:
+        Per name a bool tensor of the score's shape on its device, True where the unit goes.
+
+    Raises:
+        InputError: ``k`` is out of range; scores are not float or hold a NaN; ``gone`` or ``keep`` do not fit them.
+
+    Example:
+        >>> select({"a": torch.tensor([0.5, 0.1]), "b": torch.tensor([0.1, 0.1])}, 2)
+        {'a': tensor([False,  True]), 'b': tensor([ True, False])}
+    """
+    gone, keep = gone or {}, keep or {}
+    _check(scores, k, gone, keep)
+    rank = k - sum(int(g.count_nonzero()) for g in gone.values())
+    if rank == 0:
+        return {
+            name: gone[name].clone() if name in gone else torch.zeros_like(score, dtype=torch.bool)
+            for name, score in scores.items()
+        }
+    cut = _find_cut({n: s.reshape(-1) for n, s in scores.items()}, rank, gone, keep)
+    return _mark(scores, cut, gone, keep)
+
+
+def check_finite(scores: Mapping[str, Tensor], what: str = "scores") -> None:
+    """Refuse tensors with NaN or infinite entries, without allocating anything of their size.
+
+    Raises:
+        InputError: naming the first such tensor, and where and what its first such entry is.
+
+    Example:
+        >>> check_finite({"fc.weight": torch.tensor([1.0, float("nan")])}, "weights")
+        Traceback (most recent call last):
+        ...
+        topiarist.errors.InputError: weights of 'fc.weight' must be finite, entry 1 is nan; mend or exclude the tensor
+    """
+    for name, score in scores.items():
+        if not score.numel():
+            continue
+        low, high = torch.aminmax(score.detach())
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            flat = score.detach().reshape(-1)
+            index = int((~torch.isfinite(flat)).nonzero()[0])
+            raise InputError(
+                f"{what} of {name!r} must be finite, entry {index} is {flat[index].item()}; mend or exclude the tensor"
+            )
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The score at the cut, in the common dtype; of the scores equal to it the first ``num_equal`` go (None: all)."""
+
+    value: float
+    dtype: torch.dtype
+    num_equal: int | None
+
+
+def _check(scores: Mapping[str, Tensor], k: int, gone: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> None:
+    for name, score in scores.items():
+        if score.dtype not in _INTEGER:
+            raise InputError(f"scores of {name!r} have dtype {score.dtype}; cast them to one of {[*_INTEGER]}")
+        if score.numel() and torch.isnan(torch.aminmax(score.detach()).min):
+            raise InputError(f"scores of {name!r} hold a NaN, which has no place in an order; mend the criterion")
+    for what, masks in (("gone", gone), ("keep", keep)):
+        for name, mask in masks.items():
+            if name not in scores or mask.dtype != torch.bool or mask.shape != scores[name].shape:
+                found = tuple(scores[name].shape) if name in scores else "no scores"
+                raise InputError(f"{what}[{name!r}] is {mask.dtype} of shape {tuple(mask.shape)} for {found}")
+    for name in gone.keys() & keep.keys():
+        if bool((gone[name] & keep[name]).any()):
+            raise InputError(f"units of {name!r} are to be gone and to be kept at once")
+    least = sum(int(mask.count_nonzero()) for mask in gone.values())
+    most = sum(s.numel() for s in scores.values()) - sum(int(mask.count_nonzero()) for mask in keep.values())
+    if not least <= k <= most:
+        raise InputError(f"asked to select {k} units, possible is {least} to {most}")
+
+
+def _find_cut(flats: Mapping[str, Tensor], rank: int, gone: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> _Cut:
+    """Follow the ``rank``-th lowest score (from 1) digit by digit; what is left of the rank counts equal scores."""
+    dtype = reduce(torch.promote_types, (flat.dtype for flat in flats.values()))
+    prefix = None
+    for shift in range(torch.finfo(dtype).bits - _DIGIT, -1, -_DIGIT):
+        counts = torch.zeros(_NUM_BINS, dtype=torch.int64)
+        for name, flat in flats.items():
+            for part in _candidates(flat, gone.get(name), keep.get(name)):
+                counts += _count_digits(part, dtype, shift, prefix)
+        order = _digit_order(prefix)
+        below = counts[order].cumsum(0)
+        place = int(torch.searchsorted(below, rank))
+        rank -= int(below[place - 1]) if place else 0
+        digit = int(order[place])
+        if prefix is None:
+            prefix = digit - _NUM_BINS if digit >= _NUM_BINS // 2 else digit
+        else:
+            prefix = (prefix << _DIGIT) | digit
+    value = torch.tensor(prefix, dtype=_INTEGER[dtype]).view(dtype).item()
+    return _Cut(value, dtype, None if rank == int(counts[digit]) else rank)
+
+
+def _candidates(flat: Tensor, gone: Tensor | None, keep: Tensor | None) -> Iterator[Tensor]:
+    """The scores that are neither gone nor kept, some at a time."""
+    for start in range(0, flat.numel(), _COUNTED):
+        part = slice(start, start + _COUNTED)
+        fixed = [mask.reshape(-1)[part] for mask in (gone, keep) if mask is not None]
+        yield flat[part][~reduce(torch.logical_or, fixed)] if fixed else flat[part]
+
+
+def _count_digits(part: Tensor, dtype: torch.dtype, shift: int, prefix: int | None) -> Tensor:
+    """How often each digit occurs at ``shift`` where the bit pattern begins with ``prefix``: (bins,) on the CPU."""
+    bits = (part.detach().to(dtype) + 0.0).view(_INTEGER[dtype])  # + 0.0 makes −0.0 the pattern of 0.0
+    if bits.dtype == torch.int16:
+        bits = bits.to(torch.int32)
+    if prefix is not None:
+        bits = bits[(bits >> (shift + _DIGIT)) == prefix]
+    digits = (bits >> shift).bitwise_and_(_NUM_BINS - 1)
+    return torch.bincount(digits, minlength=_NUM_BINS).cpu()
+
+
+def _digit_order(prefix: int | None) -> Tensor:
+    """Digits from the lowest float to the highest: magnitudes descend where the sign bit is set."""
+    if prefix is None:
+        half = _NUM_BINS // 2
+        return torch.cat([torch.arange(_NUM_BINS - 1, half - 1, -1), torch.arange(half)])
+    return torch.arange(_NUM_BINS - 1, -1, -1) if prefix < 0 else torch.arange(_NUM_BINS)
+
+
+def _mark(
+    scores: Mapping[str, Tensor], cut: _Cut, gone: Mapping[str, Tensor], keep: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    masks = {}
+    num_left = cut.num_equal
+    for name, score in scores.items():
+        flat = score.detach().reshape(-1)
+        mask = torch.empty(flat.shape, dtype=torch.bool, device=flat.device)
+        never = [m[name].reshape(-1) for m in (gone, keep) if name in m]
+        for start in range(0, flat.numel(), _MARKED):
+            place = slice(start, start + _MARKED)
+            part = flat[place].to(cut.dtype)
+            (torch.le if num_left is None else torch.lt)(part, cut.value, out=mask[place])
+            if num_left:
+                equal = part == cut.value
+                for other in never:
+                    equal.masked_fill_(other[place], False)
+                first = equal.nonzero()[:num_left]
+                mask[place][first] = True
+                num_left -= first.numel()
+        if name in keep:
+            mask.masked_fill_(keep[name].reshape(-1), False)
+        if name in gone:
+            mask.masked_fill_(gone[name].reshape(-1), True)
+        masks[name] = mask.view(score.shape)
+    return masks
