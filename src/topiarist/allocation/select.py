@@ -67,30 +67,6 @@ def select(
     return _mark(scores, cut, gone, keep)
 
 
-def check_finite(scores: Mapping[str, Tensor], what: str = "scores") -> None:
-    """Refuse tensors with NaN or infinite entries, without allocating anything of their size.
-
-    Raises:
-        InputError: naming the first such tensor, and where and what its first such entry is.
-
-    Example:
-        >>> check_finite({"fc.weight": torch.tensor([1.0, float("nan")])}, "weights")
-        Traceback (most recent call last):
-        ...
-        topiarist.errors.InputError: weights of 'fc.weight' must be finite, entry 1 is nan; mend or exclude the tensor
-    """
-    for name, score in scores.items():
-        if not score.numel():
-            continue
-        low, high = torch.aminmax(score.detach())
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            flat = score.detach().reshape(-1)
-            index = int((~torch.isfinite(flat)).nonzero()[0])
-            raise InputError(
-                f"{what} of {name!r} must be finite, entry {index} is {flat[index].item()}; mend or exclude the tensor"
-            )
-
-
 @dataclass(frozen=True)
 class _Cut:
     """The score at the cut, in the common dtype; of the scores equal to it the first ``num_equal`` go (None: all)."""

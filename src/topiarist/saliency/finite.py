@@ -1,0 +1,34 @@
+"""Numbers that are none: refused where they enter, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from topiarist.errors import InputError
+
+
+def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse tensors with NaN or infinite entries, without allocating anything of their size.
+
+    Raises:
+        InputError: naming the first such tensor, and where and what its first such entry is.
+
+    Example:
+        >>> check_finite({"fc.weight": torch.tensor([1.0, float("nan")])}, "weights")
+        Traceback (most recent call last):
+        ...
+        topiarist.errors.InputError: weights of 'fc.weight' must be finite, entry 1 is nan; mend or exclude the tensor
+    """
+    for name, tensor in tensors.items():
+        if not tensor.numel():
+            continue
+        low, high = torch.aminmax(tensor.detach())
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            flat = tensor.detach().reshape(-1)
+            index = int((~torch.isfinite(flat)).nonzero()[0])
+            raise InputError(
+                f"{what} of {name!r} must be finite, entry {index} is {flat[index].item()}; mend or exclude the tensor"
+            )

@@ -1,0 +1,47 @@
+"""Magnitude: small weights matter least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from topiarist.errors import InputError
+from topiarist.saliency.base import Slices
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """The p-norm of all a unit has: s_j = (Σ_m Σ_i |w^m_ji|^p)^(1/p) over its members m and their elements i.
+
+    For single weights this is |w| (Han et al. 2015); for channels with p = 1 it extends Li et al. 2017 from the
+    filter to its whole axis group, as Fang et al. 2023 do for p = 2. Sums run in double precision; a unit without
+    weights scores 0.
+
+    Raises:
+        InputError: p is neither 1 nor 2.
+
+    Example:
+        >>> from topiarist.plan import Units
+        >>> slices = Slices(Units("fc", 2, ()), (torch.tensor([[3.0], [0.0]]), torch.tensor([[4.0], [-1.0]])))
+        >>> Magnitude(p=2)(slices)
+        tensor([5., 1.], dtype=torch.float64)
+    """
+
+    p: int = 2
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.p not in (1, 2):
+            raise InputError(f"magnitude is a norm with p = 1 or 2, got {self.p!r}")
+
+    def __call__(self, slices: Slices) -> Tensor:
+        if len(slices.weights) == 1 and slices.weights[0].shape[1] == 1:
+            return slices.weights[0].detach().abs().flatten()
+        total = torch.zeros(slices.units.num, dtype=torch.float64)
+        for weight in slices.weights:
+            norm = torch.linalg.vector_norm(weight.detach(), self.p, dim=1, dtype=torch.float64)
+            total = total.to(norm.device) + norm**self.p
+        return total ** (1 / self.p)
