@@ -1,0 +1,18 @@
+"""Data for the demo, the command line and the bench: digits, parquet folders, the hub, and the user's own loaders."""
+
+from topiarist.data.digits import digits
+from topiarist.data.loader import Batches, first_batch
+from topiarist.data.parquet import Images, read_folder, read_hub
+from topiarist.data.resolve import Data, import_object, load_data
+
+__all__ = [
+    "Batches",
+    "Data",
+    "Images",
+    "digits",
+    "first_batch",
+    "import_object",
+    "load_data",
+    "read_folder",
+    "read_hub",
+]
