@@ -79,6 +79,16 @@ def get(model: nn.Module, path: str) -> int:
     return number
 
 
+def holder(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that holds the integer at ``path``, and the name of the module's attribute that the path goes through.
+
+    Raises:
+        InputError: ``path`` is no such path, or the model has no such module.
+    """
+    module, name, _ = _parse(model, path)
+    return module, name
+
+
 def set(model: nn.Module, path: str, value: int) -> None:
     """Put another integer at ``path``, where there is one already.
 

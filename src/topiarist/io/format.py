@@ -1,0 +1,208 @@
+"""What a saved model looks like on disk; docs/format.md says it byte for byte.
+
+A folder holds `model.safetensors` (the tensors) and `model.json` (everything else, and the digest of both). Neither
+can name a class or a function: reading them yields tensors, integers and text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from topiarist.errors import FormatError
+from topiarist.graph.attributes import holder, integer_attributes
+
+FORMAT = "topiarist-model"
+VERSION = 1
+WEIGHTS = "model.safetensors"
+PREVIOUS = "model.safetensors.previous"  # the old weights, while a save replaces them
+DESCRIPTION = "model.json"
+BITS, VALUES = ".__bits__", ".__values__"
+_SECOND_ENTRY = 128  # bytes that a second entry takes in the safetensors header, about
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8,
+        torch.bool, torch.complex64,
+    )
+}  # fmt: skip
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+Size = Annotated[int, Field(ge=0, lt=2**63)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Entry(_Strict):
+    """One stored tensor. ``derived``: a non-persistent buffer or a plain tensor attribute."""
+
+    kind: Literal["parameter", "buffer", "derived"]
+    dtype: str
+    shape: list[Size]
+    storage: Literal["dense", "sparse"]
+    requires_grad: bool
+
+
+class Weights(_Strict):
+    """The file that holds the tensors."""
+
+    bytes: Size
+    sha256: Sha256
+
+
+class Description(_Strict):
+    """The contents of `model.json`."""
+
+    format: Literal["topiarist-model"]
+    version: Literal[1]
+    environment: dict[str, str]
+    weights: Weights
+    tensors: dict[str, Entry]
+    tied: dict[str, str]
+    empty: list[str]
+    attributes: dict[str, int]
+    plan: dict[str, Any] | None
+    masked: bool
+
+    def to_json(self) -> str:
+        """The text of `model.json`, with its own digest as the last key."""
+        raw = self.model_dump()
+        return json.dumps({**raw, "digest": digest(raw)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Description:
+        """Read `model.json`.
+
+        Raises:
+            FormatError: it is not a description of this version, or it is damaged.
+        """
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{DESCRIPTION} is not JSON: {error}") from error
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+            raise FormatError(f"{DESCRIPTION} is not topiarist's: asked for format {FORMAT!r}, found {found!r}")
+        if raw.get("version") != VERSION:
+            raise FormatError(
+                f"{DESCRIPTION} has version {raw.get('version')!r}, this topiarist reads version {VERSION}; "
+                "try the release that wrote it, or a newer one"
+            )
+        if raw.pop("digest", None) != digest(raw):
+            raise FormatError(f"{DESCRIPTION} is damaged: its digest does not fit its contents; save the model again")
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise FormatError(f"{DESCRIPTION} is damaged at {where}: {first['msg']}") from error
+
+
+def digest(raw: dict[str, Any]) -> str:
+    """SHA-256 over compact JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model holds a tensor, or could: ``tensor`` is ``None`` where a slot is registered and empty."""
+
+    kind: Literal["parameter", "buffer", "derived"]
+    module: nn.Module
+    name: str
+    tensor: Tensor | None
+
+    def put(self, tensor: Tensor | None) -> None:
+        """Let the model hold another tensor here."""
+        setattr(self.module, self.name, tensor)
+
+
+def places(model: nn.Module) -> dict[str, Place]:
+    """Every place for a tensor in ``model``, by dotted name; a shared module's under each of its names."""
+    return {
+        f"{prefix}.{place.name}" if prefix else place.name: place
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for place in _own_places(module)
+    }
+
+
+def _own_places(module: nn.Module) -> Iterator[Place]:
+    for name, parameter in module._parameters.items():
+        yield Place("parameter", module, name, parameter)
+    for name, buffer in module._buffers.items():
+        yield Place("derived" if name in module._non_persistent_buffers_set else "buffer", module, name, buffer)
+    for name, value in module.__dict__.items():
+        if isinstance(value, Tensor) and value.grad_fn is None:
+            yield Place("derived", module, name, value)
+
+
+def stored_attributes(model: nn.Module) -> dict[str, int]:
+    """The integer attributes that a file keeps: all but the private ones of torch's own layers."""
+    return {path: value for path, value in integer_attributes(model).items() if not _is_private(*holder(model, path))}
+
+
+def _is_private(module: nn.Module, name: str) -> bool:
+    return name.startswith("_") and type(module).__module__.startswith("torch.")
+
+
+def encode(tensor: Tensor) -> dict[str, Tensor]:
+    """The tensors that stand for ``tensor`` in the file, by suffix: itself (``""``), or bits and values.
+
+    The second form is taken where it is smaller. Bit i of the row-major order (the highest bit of a byte first) is
+    set where an entry has any bit set, and the values are those entries in the same order: nothing is rounded, and
+    −0.0 and every NaN come back as they were.
+
+    Example:
+        >>> {k: v.tolist() for k, v in encode(torch.tensor([0.0] * 100 + [1.5])).items()}[".__values__"]
+        [1.5]
+    """
+    tensor = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+    flat = tensor.view(-1).view(_INTEGERS[tensor.element_size()])
+    kept = flat != 0
+    num_kept = int(kept.sum())
+    saved = (flat.numel() - num_kept) * flat.element_size() - (flat.numel() + 7) // 8
+    if saved <= _SECOND_ENTRY:
+        return {"": tensor}
+    bits = torch.from_numpy(np.packbits(kept.numpy()))
+    return {BITS: bits, VALUES: flat[kept].view(tensor.dtype)}
+
+
+def decode(bits: Tensor, values: Tensor, shape: list[int]) -> Tensor:
+    """The tensor that `encode` stored as ``bits`` and ``values``.
+
+    Raises:
+        FormatError: bits, values and shape do not fit each other.
+    """
+    num = math.prod(shape)
+    if bits.dtype != torch.uint8 or bits.ndim != 1 or values.ndim != 1 or bits.numel() != (num + 7) // 8:
+        raise FormatError(f"{tuple(bits.shape)} bytes of bits do not describe a tensor of shape {tuple(shape)}")
+    unpacked = np.unpackbits(bits.numpy())
+    if unpacked[num:].any() or int(unpacked.sum()) != values.numel():
+        raise FormatError(f"{int(unpacked.sum())} bits are set for {values.numel()} values")
+    flat = torch.zeros(num, dtype=_INTEGERS[values.element_size()])
+    flat[torch.from_numpy(unpacked[:num]).to(torch.bool)] = values.view(flat.dtype)
+    return flat.view(values.dtype).reshape(shape)
