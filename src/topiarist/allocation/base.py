@@ -62,11 +62,26 @@ class Candidates:
         """How many of ``units`` may be gone at most: all but the minimum, and never fewer than are gone already."""
         return max(units.num - units.minimum, self.num_gone(units.name))
 
+    @property
+    def most_of_all(self) -> int:
+        """How many units may be gone at most, over all sets."""
+        return sum(self.most(units) for units in self.units)
+
     def lowest(self, units: Units, num: int) -> Tensor:
         """Mark the ``num`` lowest of one set, as far as what is gone and the minimum allow: bool ``(num units,)``."""
         num = min(max(num, self.num_gone(units.name)), self.most(units))
         gone = {units.name: self.gone[units.name]} if units.name in self.gone else {}
         return select({units.name: self.scores[units.name]}, num, gone)[units.name]
+
+    def lowest_of_all(self, num: int, scores: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Mark the ``num`` lowest over all sets in one ranking, as far as what is gone and the minimums allow.
+
+        ``scores`` are other scores to rank by, of the same order within each set.
+        """
+        ranked = {units.name: (scores or self.scores)[units.name] for units in self.units}
+        num = min(max(num, sum(self.num_gone(units.name) for units in self.units)), self.most_of_all)
+        protected = {u.name: ~self.lowest(u, u.num) for u in self.units if u.minimum}  # the best, up to the minimum
+        return select(ranked, num, self.gone, protected)
 
 
 class Allocation(Protocol):

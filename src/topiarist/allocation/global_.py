@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from topiarist.allocation.base import Candidates, check_level, share
-from topiarist.allocation.select import select
 from topiarist.errors import InputError, nearest
 
 _NORMALIZATIONS = ("auto", "none", "mean")
@@ -47,10 +46,7 @@ class Global:
 
     def __call__(self, candidates: Candidates, level: float) -> dict[str, Tensor]:
         check_level(level)
-        num = sum(candidates.num_gone(u.name) for u in candidates.units)
-        most = sum(candidates.most(u) for u in candidates.units)
-        num = min(max(share(level, candidates.num_units), num), most)
-        return select(self._comparable(candidates), num, candidates.gone, _protected(candidates))
+        return candidates.lowest_of_all(share(level, candidates.num_units), self._comparable(candidates))
 
     def _comparable(self, candidates: Candidates) -> dict[str, Tensor]:
         single = all(member.dim is None for units in candidates.units for member in units.members)
@@ -65,8 +61,3 @@ def _over_mean(candidates: Candidates, name: str) -> Tensor:
     left = scores[~candidates.gone[name]] if name in candidates.gone else scores
     mean = left.abs().mean() if left.numel() else scores.new_zeros(())
     return scores / mean if mean > 0 else scores
-
-
-def _protected(candidates: Candidates) -> dict[str, Tensor]:
-    """The best of each set that its minimum keeps. Ranking only the others gives the same choice as stopping there."""
-    return {u.name: ~candidates.lowest(u, u.num) for u in candidates.units if u.minimum}
