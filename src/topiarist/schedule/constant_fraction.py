@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from topiarist.errors import InputError
 from topiarist.schedule.progress import check
 
+_CLOSE = 1e-9  # steps nearer than this to a whole number are that number
+
 
 @dataclass(frozen=True)
 class ConstantFraction:
@@ -37,11 +39,11 @@ class ConstantFraction:
         check(0.0, final)
         if final == 1:
             raise InputError(f"a constant fraction of {self.p:g} never removes all; try a final fraction below 1")
-        return math.ceil(math.log1p(-final) / math.log1p(-self.p) - 1e-9)
+        return math.ceil(math.log1p(-final) / math.log1p(-self.p) - _CLOSE) if final > _CLOSE else int(final > 0)
 
     def __call__(self, progress: float, final: float) -> float:
         """The fraction removed at ``progress``."""
         check(progress, final)
         if progress == 1 and final < 1:
             return final
-        return min(final, 1 - (1 - self.p) ** (progress * self.num_steps(final)))
+        return min(final, 1 - math.pow(1 - self.p, progress * self.num_steps(final)))

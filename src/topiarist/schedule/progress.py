@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from topiarist.errors import InputError
 
 
@@ -44,7 +46,7 @@ def cubic(progress: float, final: float) -> float:
         [0.0, 0.2439, 0.7875, 0.9]
     """
     check(progress, final)
-    return final * (1 - (1 - progress) ** 3)
+    return final * (1 - math.pow(1 - progress, 3))
 
 
 def exponential(progress: float, final: float) -> float:
@@ -58,7 +60,7 @@ def exponential(progress: float, final: float) -> float:
         0.5
     """
     check(progress, final)
-    return final if progress == 1 else 1 - (1 - final) ** progress
+    return final if progress == 1 else 1 - math.pow(1 - final, progress)
 
 
 def check(progress: float, final: float) -> None:
