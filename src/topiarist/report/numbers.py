@@ -21,11 +21,8 @@ def count(value: float | None, unit: str = "") -> str:
         return DASH
     if abs(value) < 999.5:
         return f"{value:.0f} {unit}".rstrip()
-    for prefix in "kMGTP":
-        value /= 1000
-        if abs(value) < 999.5:
-            break
-    return f"{_three(value)} {prefix}{unit}"
+    power = next((p for p in range(1, 5) if abs(value) / 1000**p < 999.5), 5)
+    return f"{_three(value / 1000**power)} {' kMGTP'[power]}{unit}"
 
 
 def fraction(value: float | None) -> str:
@@ -42,10 +39,12 @@ def times(value: float | None) -> str:
     """A factor: ``1.92×``.
 
     Example:
-        >>> times(1.9), times(11.84), times(None)
-        ('1.90×', '11.8×', '–')
+        >>> times(0.99), times(1.9), times(11.84), times(None)
+        ('0.99×', '1.90×', '11.8×', '–')
     """
-    return DASH if value is None else f"{_three(value)}×"
+    if value is None:
+        return DASH
+    return f"{value:.2f}×" if abs(value) < 9.995 else f"{_three(value)}×"
 
 
 def shape(sizes: tuple[int, ...]) -> str:

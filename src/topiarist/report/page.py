@@ -242,7 +242,7 @@ def _figures(record: RunRecord) -> dict[str, Figure | None]:
         ),
         "more_histograms": Figure(
             "more-histograms-chart",
-            f"{len({h.layer for h in folded})} more layers",
+            f"Distribution of the weights, {len({h.layer for h in folded})} more layers",
             spec=_spec(plots.histograms_chart(folded)),
         )
         if folded

@@ -10,7 +10,6 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -64,7 +63,7 @@ def theme(dark: bool = False) -> dict[str, Any]:
             "tickColor": rule,
             "tickSize": 4,
             "labelPadding": 5,
-            "labelLimit": 230,
+            "labelLimit": 280,
         },
         "axisY": {"domain": False, "ticks": False},
         "axisBand": {"grid": False, "labelColor": ink},
@@ -202,7 +201,7 @@ def _reference(dense: float, y: str) -> list[Any]:
 
 def layers_chart(rows: Sequence[LayerRow], *, series: Sequence[str] = ()) -> Chart:
     """Per layer, in the model's order: the sparsity, and parameters and MACs before (pale) and after (solid)."""
-    layers = list(dict.fromkeys(row.name for row in rows))
+    labels = _short_names((row.name for row in rows), limit=34)
     names = _order(series, (row.series for row in rows))
     present = [name for name in names if any(row.series == name for row in rows)]
     panels: list[tuple[str, str, str | None]] = [
@@ -211,17 +210,19 @@ def layers_chart(rows: Sequence[LayerRow], *, series: Sequence[str] = ()) -> Cha
     ]
     if any(row.macs_after is not None for row in rows):
         panels.append(("MACs", "macs_after", "macs_before"))
-    bar = (11 if len(present) > 1 else 14) if len(layers) <= _FEW_LAYERS else 7
+    bar = (11 if len(present) > 1 else 14) if len(labels) <= _FEW_LAYERS else 7
     base = (
-        alt.Chart(_data([{**row.model_dump(), "sparsity": row.sparsity} for row in rows]))
-        .encode(y=alt.Y("name:N", sort=layers, title=None), yOffset=alt.YOffset("series:N", sort=present))
-        .properties(width=740 // len(panels), height=len(layers) * (bar * len(present) + 5))
+        alt.Chart(_data([{**row.model_dump(), "sparsity": row.sparsity, "label": labels[row.name]} for row in rows]))
+        .encode(
+            y=alt.Y("label:N", sort=list(labels.values()), title=None), yOffset=alt.YOffset("series:N", sort=present)
+        )
+        .properties(width=740 // len(panels), height=len(labels) * (bar * len(present) + 5))
     )
     charts = [
         _before_after(base, *panel, color=_color(names, present), labels=place == 0)
         for place, panel in enumerate(panels)
     ]
-    said = f"sparsity, parameters and MACs of {len(layers)} layers, before and after"
+    said = f"sparsity, parameters and MACs of {len(labels)} layers, before and after"
     chart: Chart = alt.hconcat(*charts, spacing=28).properties(description=said)
     return chart
 
@@ -246,26 +247,43 @@ def _before_after(base: Any, title: str, after: str, before: str | None, *, colo
 
 def histograms_chart(histograms: Sequence[Histogram], *, columns: int = 4, width: int = 196) -> Chart:
     """One small panel per layer: how its non-zero weights were distributed before, and are after."""
-    labels = {}
-    for layer, group in groupby(sorted(histograms, key=lambda h: h.layer), key=lambda h: h.layer):
-        zeros = [h.num_zero / max(1, h.num_zero + sum(h.counts)) for h in group if h.when == "after"]
-        labels[layer] = f"{layer} · {zeros[0]:.2f} zero" if zeros and zeros[0] > 0 else layer
-    order = list(dict.fromkeys(labels[h.layer] for h in histograms))
+    zero = {h.layer: h.num_zero / max(1, h.num_zero + sum(h.counts)) for h in histograms if h.when == "after"}
+    short = _short_names((h.layer for h in histograms), limit=22)
+    labels = {n: f"{label} · {zero[n]:.2f} zero" if zero.get(n) else label for n, label in short.items()}
+    order = list(labels.values())
     rows = [
-        {"layer": labels[h.layer], "when": h.when, "low": low, "high": high, "count": n}
+        {
+            "layer": h.layer,
+            "label": labels[h.layer],
+            "when": h.when,
+            "low": [float(f"{edge:.5g}") for edge in h.edges],
+            "count": [*h.counts, 0],
+        }
         for h in histograms
-        for low, high, n in zip(h.edges, (*h.edges[1:], h.edges[-1]), (*h.counts, 0), strict=True)
     ]
     chart: Chart = (
         alt.Chart(_data(rows))
+        .transform_flatten(["low", "count"])
         .mark_area(interpolate="step-after", opacity=0.55, line={"strokeWidth": 1.2})
         .encode(
-            x=alt.X("low:Q", title=None, axis=alt.Axis(tickCount=4, grid=False, format="~g")),
-            y=alt.Y("count:Q", title=None, stack=None, axis=alt.Axis(tickCount=3, labelExpr=_SI, minExtent=34)),
+            x=alt.X("low:Q", title=None, axis=alt.Axis(tickCount=3, grid=False, format="~g", labelOverlap=True)),
+            y=alt.Y(
+                "count:Q",
+                title=None,
+                stack=None,
+                scale=alt.Scale(nice=3),
+                axis=alt.Axis(tickCount=3, labelExpr=_SI),
+            ),
             color=alt.Color("when:O", scale=alt.Scale(domain=["before", "after"], range="ordinal")),
+            tooltip=[alt.Tooltip("layer:N"), alt.Tooltip("when:O", title="weights")],
         )
         .properties(width=width, height=84)
-        .facet(facet=alt.Facet("layer:N", sort=order, title=None), columns=columns, spacing=22)
+        .facet(
+            facet=alt.Facet("label:N", sort=order, title=None, header=alt.Header(labelLimit=width + 40)),
+            columns=columns,
+            spacing={"row": 58, "column": 52},
+            bounds="flush",
+        )
         .resolve_scale(x="independent", y="independent")
         .properties(description=f"histograms of the weights of {len(order)} layers, before and after")
     )
@@ -276,18 +294,23 @@ def sensitivity_chart(sensitivity: Sensitivity) -> Chart:
     """A heat-map: what pruning one layer alone, by each ratio, costs in accuracy (in loss where none was measured)."""
     by_accuracy = any(row.accuracy is not None for row in sensitivity.rows)
     title = "accuracy lost" if by_accuracy else "loss added"
-    rows = [{"layer": row.layer, "ratio": f"{row.ratio:g}", "cost": cost} for row, cost in _costs(sensitivity)]
-    layers = list(dict.fromkeys(row.layer for row in sensitivity.rows))
+    labels = _short_names((row.layer for row in sensitivity.rows), limit=34)
+    costs: dict[str, dict[str, Any]] = {}
+    for row, cost in _costs(sensitivity):
+        line = costs.setdefault(row.layer, {"layer": row.layer, "label": labels[row.layer], "ratio": [], "cost": []})
+        line["ratio"].append(f"{row.ratio:g}")
+        line["cost"].append(float(f"{cost:.5g}"))
     ratios = [f"{ratio:g}" for ratio in sorted({row.ratio for row in sensitivity.rows})]
     scale = alt.Scale(range="heatmap") if by_accuracy else alt.Scale(range="heatmap", type="symlog")
     chart: Chart = (
-        alt.Chart(_data(rows))
+        alt.Chart(_data(list(costs.values())))
+        .transform_flatten(["ratio", "cost"])
         .mark_rect(style="cell")
         .encode(
             x=alt.X(
                 "ratio:O", sort=ratios, title="fraction removed from this layer alone", axis=alt.Axis(labelAngle=0)
             ),
-            y=alt.Y("layer:N", sort=layers, title=None),
+            y=alt.Y("label:N", sort=list(labels.values()), title=None),
             color=alt.Color(
                 "cost:Q",
                 scale=scale,
@@ -301,8 +324,8 @@ def sensitivity_chart(sensitivity: Sensitivity) -> Chart:
         )
         .properties(
             width=max(240, min(720, 76 * len(ratios))),
-            height=alt.Step(24 if len(layers) <= _FEW_LAYERS else 13),
-            description=f"{title} when one of {len(layers)} layers alone is pruned by {', '.join(ratios)}",
+            height=alt.Step(24 if len(labels) <= _FEW_LAYERS else 13),
+            description=f"{title} when one of {len(labels)} layers alone is pruned by {', '.join(ratios)}",
         )
     )
     return chart
@@ -346,6 +369,22 @@ def history_chart(rows: Sequence[StepRow], *, series: Sequence[str] = (), width:
     said = f"{', '.join(title for _, title, _ in panels)} over the steps of the run"
     chart: Chart = alt.vconcat(*charts, spacing=14).resolve_scale(x="shared").properties(description=said)
     return chart
+
+
+def _short_names(names: Iterable[str], limit: int) -> dict[str, str]:
+    """Each name with its leading words cut to a letter until it fits ``limit``: ``m.l.12.self_attn.q_proj``."""
+    short = {name: _short(name, limit) for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in short}
+
+
+def _short(name: str, limit: int) -> str:
+    parts = name.split(".")
+    for place, part in enumerate(parts[:-1]):
+        if len(".".join(parts)) <= limit:
+            break
+        if not part.isdigit():
+            parts[place] = part[:1]
+    return ".".join(parts)
 
 
 def _thin(rows: Sequence[StepRow]) -> list[dict[str, Any]]:
