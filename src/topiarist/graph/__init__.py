@@ -1,0 +1,10 @@
+"""The axes engine: run a model once, know which tensor dimensions live and die together."""
+
+from topiarist.graph.axis import Axis, AxisGraph
+from topiarist.graph.groups import Axes, AxisInfo
+from topiarist.graph.rules import contraction, indexing, norm, pointwise, pool, reduce, rule, shape
+from topiarist.graph.trace import Trace, trace
+
+__all__ = ["Axes", "Axis", "AxisGraph", "AxisInfo", "Trace", "rule", "trace"]
+
+_RULE_ROOMS = (contraction, indexing, norm, pointwise, pool, reduce, shape)  # importing them registers their rules

@@ -1,0 +1,180 @@
+"""Which arguments of torch's functions are sizes: what arrives in them is tied to the axis it describes.
+
+One small function per family, called after the function itself with the trace, its result and its arguments. Functions
+not listed take their sizes from the shapes of their operands, which follow by themselves when an axis shrinks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from topiarist.graph.sizes import Term
+
+if TYPE_CHECKING:
+    from topiarist.graph.axis import Axis
+    from topiarist.graph.trace import Trace
+
+SIZE_ARGUMENTS: dict[Any, Callable[..., None]] = {}
+
+
+def _sizes_of(*functions: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def register(handler: Callable[..., None]) -> Callable[..., None]:
+        SIZE_ARGUMENTS.update(dict.fromkeys(functions, handler))
+        return handler
+
+    return register
+
+
+def _tie_all(trace: Trace, sizes: Sequence[Any], axes: Sequence[Axis]) -> None:
+    for size, axis in zip(sizes, axes, strict=False):
+        if isinstance(size, int) and size != -1:
+            trace.sized(size, axis)
+
+
+def _flat(sizes: Sequence[Any]) -> Sequence[Any]:
+    return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+
+
+@_sizes_of(
+    torch.Tensor.view,
+    torch.Tensor.reshape,
+    torch.Tensor.expand,
+    torch.Tensor.new_zeros,
+    torch.Tensor.new_ones,
+    torch.Tensor.new_empty,
+    torch.Tensor.new_full,
+    torch.Tensor.broadcast_to,
+)
+def _shape_of_method(trace: Trace, out: Tensor, tensor: Tensor, *sizes: Any, **kwargs: Any) -> None:
+    sizes = (*sizes, *(kwargs[k] for k in ("size", "shape") if k in kwargs))
+    if sizes and not isinstance(sizes[0], torch.dtype):
+        _tie_all(trace, _flat(sizes[:1] if isinstance(sizes[0], (tuple, list)) else sizes), trace[out].axes)
+
+
+@_sizes_of(torch.reshape, torch.broadcast_to)
+def _shape_of_function(trace: Trace, out: Tensor, tensor: Tensor, shape: Any) -> None:
+    _tie_all(trace, shape, trace[out].axes)
+
+
+@_sizes_of(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn)
+def _shape_of_factory(trace: Trace, out: Tensor, *sizes: Any, **kwargs: Any) -> None:
+    sizes = sizes or (kwargs.get("size", ()),)
+    _tie_all(trace, _flat(sizes[:1] if isinstance(sizes[0], (tuple, list)) else sizes), trace[out].axes)
+
+
+@_sizes_of(torch.Tensor.unflatten, torch.unflatten)
+def _unflatten(trace: Trace, out: Tensor, tensor: Tensor, dim: int, sizes: Sequence[int]) -> None:
+    _tie_all(trace, sizes, trace[out].axes[dim % tensor.dim() :])
+
+
+@_sizes_of(torch.Tensor.split, torch.split, torch.functional.split)
+def _split(trace: Trace, out: Sequence[Tensor], tensor: Tensor, split_size: Any, dim: int = 0, **kwargs: Any) -> None:
+    sizes = split_size if isinstance(split_size, (tuple, list)) else [split_size] * (len(out) - 1)
+    _tie_all(trace, sizes, [trace[part].axes[dim] for part in out])
+
+
+@_sizes_of(torch.Tensor.chunk, torch.chunk, torch.Tensor.tensor_split, torch.tensor_split)
+def _chunk(trace: Trace, out: Sequence[Tensor], tensor: Tensor, chunks: Any, dim: int = 0) -> None:
+    axis = trace[tensor].axes[dim]
+    if not isinstance(chunks, int):
+        trace.pin(axis, "it is divided at fixed places")
+        return
+    for part in out:
+        trace.tie(Term("//", axis, len(out)), trace[part].axes[dim])
+
+
+@_sizes_of(torch.Tensor.narrow, torch.narrow)
+def _narrow(trace: Trace, out: Tensor, tensor: Tensor, dim: int, start: int, length: int) -> None:
+    before, kept, _ = _window(trace, tensor, dim, int(start), int(start) + int(length))
+    trace.sized(start, before)
+    trace.sized(length, kept)
+
+
+@_sizes_of(torch.Tensor.__getitem__)
+def _getitem(trace: Trace, out: Any, tensor: Tensor, index: Any) -> None:
+    entries = index if isinstance(index, tuple) else (index,)
+    consumed = sum(1 for e in entries if e is not None and e is not Ellipsis)
+    dim = 0
+    for entry in entries:
+        if entry is Ellipsis:
+            dim += tensor.dim() - consumed
+        elif entry is not None:
+            if isinstance(entry, slice) and (entry.step is None or entry.step == 1):
+                _slice(trace, tensor, dim, entry)
+            dim += 1
+
+
+def _slice(trace: Trace, tensor: Tensor, dim: int, entry: slice) -> None:
+    size = trace.graph.find(trace[tensor].axes[dim]).size
+    start, stop, _ = entry.indices(size)
+    if (start, stop) == (0, size) or stop <= start:
+        return
+    before, kept, after = _window(trace, tensor, dim, start, stop)
+    if entry.start is not None and start > 0:
+        trace.sized(
+            entry.start if entry.start >= 0 else -entry.start,
+            before if entry.start >= 0 else trace.graph.sum([kept, after]),
+        )
+    if entry.stop is not None and stop < size:
+        trace.sized(
+            entry.stop if entry.stop >= 0 else -entry.stop,
+            trace.graph.sum([before, kept]) if entry.stop >= 0 else after,
+        )
+
+
+def _window(trace: Trace, tensor: Tensor, dim: int, start: int, stop: int) -> list[Axis]:
+    axis = trace.graph.find(trace[tensor].axes[dim])
+    return trace.graph.cut(axis, [start, stop - start, axis.size - stop], "a slice")
+
+
+@_sizes_of(F.pad)
+def _pad(
+    trace: Trace, out: Tensor, tensor: Tensor, pad: Sequence[int], mode: str = "constant", value: Any = None
+) -> None:
+    if mode != "constant" or any(p < 0 for p in pad):
+        return
+    for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        dim = tensor.dim() - 1 - i
+        size = trace.graph.find(trace[tensor].axes[dim]).size
+        parts = trace.graph.cut(trace[out].axes[dim], [int(before), size, int(after)], "padding")
+        _tie_all(trace, [before], parts[:1] if before else [])
+        _tie_all(trace, [after], parts[2:] if after else [])
+
+
+@_sizes_of(F.layer_norm, F.rms_norm)
+def _normalized_shape(
+    trace: Trace, out: Tensor, tensor: Tensor, normalized_shape: Sequence[int], *_: Any, **__: Any
+) -> None:
+    _tie_all(trace, normalized_shape, trace[tensor].axes[-len(normalized_shape) :])
+
+
+@_sizes_of(F.group_norm)
+def _num_groups(trace: Trace, out: Tensor, tensor: Tensor, num_groups: int, *_: Any, **__: Any) -> None:
+    _groups(trace, trace[tensor].axes[1], num_groups)
+
+
+@_sizes_of(F.conv1d, F.conv2d, F.conv3d)
+def _conv_groups(trace: Trace, out: Tensor, tensor: Tensor, weight: Tensor, *rest: Any, **kwargs: Any) -> None:
+    _groups(trace, trace[tensor].axes[-(weight.dim() - 1)], kwargs.get("groups", rest[4] if len(rest) > 4 else 1))
+
+
+@_sizes_of(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def _transposed_groups(trace: Trace, out: Tensor, tensor: Tensor, weight: Tensor, *rest: Any, **kwargs: Any) -> None:
+    _groups(trace, trace[tensor].axes[-(weight.dim() - 1)], kwargs.get("groups", rest[4] if len(rest) > 4 else 1))
+
+
+def _groups(trace: Trace, channels: Axis, groups: int) -> None:
+    if groups > 1:
+        size = trace.graph.find(channels).size
+        trace.sized(groups, trace.graph.split(channels, [int(groups), size // int(groups)], "groups")[0])
+
+
+@_sizes_of(F.scaled_dot_product_attention)
+def _default_scale(trace: Trace, out: Tensor, query: Tensor, *args: Any, **kwargs: Any) -> None:
+    if kwargs.get("scale") is None and len(args) < 6:
+        trace.pin(trace[query].axes[-1], "its size sets the default scale 1/√d of the attention")

@@ -1,0 +1,141 @@
+"""Contractions: the contracted pair is unified, the other dimensions are carried; removing a contracted index is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from topiarist.graph.rules import named, rule
+from topiarist.graph.rules.pointwise import pointwise
+
+if TYPE_CHECKING:
+    from topiarist.graph.trace import Trace
+
+aten = torch.ops.aten
+
+
+@rule(aten.mm)
+def _mm(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
+    k = trace.contract((a, 1), (b, 0), "mm")
+    left, right = trace[a], trace[b]
+    trace.cost(left.axes[0], k, right.axes[1], source=right.source or left.source)
+    trace.put(out, (left.axes[0], right.axes[1]), (left.zero[0], right.zero[1]))
+
+
+@rule(aten.addmm)
+def _addmm(trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
+    _mm(trace, out, a, b)
+    pointwise(trace, out, (out, bias), "addmm", "all")
+
+
+@rule(aten.bmm)
+def _bmm(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
+    k = trace.contract((a, 2), (b, 1), "bmm")
+    left, right = trace[a], trace[b]
+    batch = trace.unify(left.axes[0], right.axes[0], "bmm")
+    if left.source is None and right.source is None:
+        trace.graph.mark_role(batch, "head")  # both sides are activations: attention
+    trace.cost(batch, left.axes[1], k, right.axes[2], source=right.source or left.source)
+    zeros = (left.zero[0] or right.zero[0], left.zero[1], right.zero[2])
+    trace.put(out, (batch, left.axes[1], right.axes[2]), zeros)
+
+
+@rule(aten.baddbmm)
+def _baddbmm(trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
+    _bmm(trace, out, a, b)
+    pointwise(trace, out, (out, bias), "baddbmm", "all")
+
+
+@rule(aten.mv)
+def _mv(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
+    k = trace.contract((a, 1), (b, 0), "mv")
+    left, right = trace[a], trace[b]
+    trace.cost(left.axes[0], k, source=left.source or right.source)
+    trace.put(out, left.axes[:1], left.zero[:1])
+
+
+@rule(aten.dot, aten.vdot)
+def _dot(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
+    trace.contract((a, 0), (b, 0), "dot")
+    trace.put(out, ())
+
+
+@rule(aten.linear)
+def _linear(trace: Trace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+    k = trace.contract((x, x.dim() - 1), (weight, 1), "linear")
+    left, right = trace[x], trace[weight]
+    trace.cost(*left.axes[:-1], k, right.axes[0], source=right.source)
+    trace.put(out, (*left.axes[:-1], right.axes[0]), (*left.zero[:-1], right.zero[0]))
+    if bias is not None:
+        pointwise(trace, out, (out, bias), "linear", "all")
+
+
+@rule(aten.convolution, aten._convolution)
+def _convolution(
+    trace: Trace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, output_padding: Any, groups: int, *_: Any,
+) -> None:  # fmt: skip
+    rank = weight.dim() - 2
+    tracked, kernel = trace[x], trace[weight]
+    channels, *image = tracked.axes[-(rank + 1) :]
+    for axis in (*image, *kernel.axes[2:]):
+        trace.pin(axis, "it is a spatial extent")
+    num_in = tuple(x.shape)[-(rank + 1)]
+    num_out = tuple(out.shape)[-(rank + 1)]
+    inner = trace.graph.split(channels, [groups, num_in // groups], "groups")
+    if transposed:  # weight: (in, out / groups, *kernel)
+        ties = [(trace.graph.product(inner), kernel.axes[0])]
+        outer = trace.graph.product([inner[0], kernel.axes[1]])
+    else:  # weight: (out, in / groups, *kernel)
+        out_groups = trace.graph.split(kernel.axes[0], [groups, num_out // groups], "groups")
+        ties = [(inner[0], out_groups[0]), (inner[1], kernel.axes[1])]
+        outer = kernel.axes[0]
+    for a, b in ties:
+        trace.unify(a, b, "convolution")
+    spatial = trace.pinned(tuple(out.shape)[-rank:], "it is a spatial extent")
+    batch = tracked.axes[: -(rank + 1)]
+    pixels = image if transposed else spatial
+    trace.cost(*batch, *kernel.axes, *pixels, source=kernel.source)
+    zero = kernel.zero[0] and (bias is None or trace[bias].zero[0])
+    trace.put(out, (*batch, outer, *spatial), (*tracked.zero[: len(batch)], zero, *([False] * rank)))
+    if bias is not None:
+        trace.unify(outer, trace[bias].axes[0], "convolution")
+
+
+def _attention(trace: Trace, out: Sequence[Any], query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> None:
+    """softmax(q kᵀ) v over (batch, heads, tokens, head_dim); grouped keys and values share heads between queries."""
+    q, k, v = trace[query], trace[key], trace[value]
+    trace.contract((query, query.dim() - 1), (key, key.dim() - 1), "attention")
+    for i in range(query.dim() - 2):
+        if query.shape[i] == key.shape[i]:
+            trace.unify(q.axes[i], k.axes[i], "attention")
+            trace.unify(k.axes[i], v.axes[i], "attention")
+        else:
+            trace.pin(q.axes[i], "heads share keys and values in groups")
+            trace.pin(k.axes[i], "heads share keys and values in groups")
+    trace.unify(k.axes[-2], v.axes[-2], "attention")
+    for axis in q.axes[1:-2]:
+        trace.graph.mark_role(axis, "head")
+    trace.cost(*q.axes, k.axes[-2], source=None)
+    trace.cost(*q.axes[:-1], k.axes[-2], v.axes[-1], source=None)
+    heads = range(query.dim() - 2)
+    trace.put(out[0], (*q.axes[:-1], v.axes[-1]), (*(v.zero[i] for i in heads), False, v.zero[-1]))
+    for extra in out[1:]:
+        if isinstance(extra, Tensor) and extra.dim() == query.dim() - 1 and extra.shape == query.shape[:-1]:
+            trace.put(extra, q.axes[:-1], [False] * extra.dim())
+
+
+rule(*named(
+        "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_fused_attention_overrideable",
+    )
+)(_attention)  # fmt: skip
+
+
+@rule(aten.scaled_dot_product_attention)
+def _sdpa(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    _attention(trace, (out,), *args, **kwargs)

@@ -1,0 +1,64 @@
+"""Indexing by tensors: what is looked up by value is pinned, the dimensions beside it are carried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from topiarist.graph.rules import rule
+
+if TYPE_CHECKING:
+    from topiarist.graph.trace import Trace
+
+aten = torch.ops.aten
+_LOOKED_UP = "its indices are looked up by value"
+
+
+@rule(aten.embedding)
+def _embedding(trace: Trace, out: Tensor, weight: Tensor, indices: Tensor, *_: Any) -> None:
+    table, places = trace[weight], trace[indices]
+    trace.pin(table.axes[0], _LOOKED_UP)
+    trace.put(out, (*places.axes, table.axes[1]), (*([False] * indices.dim()), table.zero[1]))
+
+
+@rule(aten.index_select)
+def _index_select(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor) -> None:
+    tracked = trace[x]
+    axes = list(tracked.axes)
+    trace.pin(axes[dim], _LOOKED_UP)
+    axes[dim] = trace.pinned([out.shape[dim]], "it is looked up by value")[0]
+    trace.put(out, axes, tracked.zero, tracked.source)
+
+
+@rule(aten.index)
+def _index(trace: Trace, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> None:
+    tracked = trace[x]
+    places = [d for d, index in enumerate(indices) if index is not None]
+    for d in places:
+        trace.pin(tracked.axes[d], _LOOKED_UP)
+    shape = torch.broadcast_shapes(*(i.shape for i in indices if i is not None and i.dtype != torch.bool))
+    kept = [d for d in range(len(tracked.axes)) if d not in places]
+    together = places == list(range(places[0], places[-1] + 1))
+    first = len([d for d in kept if d < places[0]]) if together else 0
+    if len(kept) + len(shape) != out.dim():  # a boolean mask: sizes depend on data
+        trace.put(out, trace.pinned(out.shape, "it is looked up by value"))
+        return
+    axes = [tracked.axes[d] for d in kept]
+    axes[first:first] = trace.pinned(shape, "it is looked up by value")
+    zeros = [tracked.zero[d] for d in kept]
+    zeros[first:first] = [False] * len(shape)
+    trace.put(out, axes, zeros)
+
+
+@rule(aten.gather)
+def _gather(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, **_: Any) -> None:
+    tracked, places = trace[x], trace[index]
+    for d in range(out.dim()):
+        if d == dim % out.dim() or x.shape[d] != out.shape[d]:
+            trace.pin(tracked.axes[d], _LOOKED_UP)
+        else:
+            trace.unify(tracked.axes[d], places.axes[d], "gather")
+    trace.put(out, places.axes, [False] * out.dim())

@@ -1,0 +1,81 @@
+"""Reductions: a sum over an axis is exact where a zeroed index is zero; a mean, a maximum or a softmax is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from topiarist.graph.rules import named, rule
+
+if TYPE_CHECKING:
+    from topiarist.graph.trace import Trace
+
+aten = torch.ops.aten
+
+
+def _reduce(trace: Trace, out: Any, x: Tensor, dims: Any, operator: str, exact_at_zero: bool) -> None:
+    tracked = trace[x]
+    rank = len(tracked.axes)
+    chosen = {dims} if isinstance(dims, int) else set(dims or range(rank))
+    reduced = {d % rank for d in chosen} if rank else set()
+    for d in reduced:
+        if not (exact_at_zero and tracked.zero[d]):
+            trace.inexact(tracked.axes[d], operator)
+    for tensor in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
+        if tensor.dim() == rank:  # keepdim
+            axes = [trace.graph.one if d in reduced else axis for d, axis in enumerate(tracked.axes)]
+            trace.put(tensor, axes, tracked.zero)
+        else:
+            kept = [d for d in range(rank) if d not in reduced]
+            trace.put(tensor, [tracked.axes[d] for d in kept], [tracked.zero[d] for d in kept])
+
+
+def _over(name: str, exact_at_zero: bool) -> None:
+    @rule(*named(name))
+    def run(trace: Trace, out: Any, x: Tensor, dims: Any = None, *args: Any, **kwargs: Any) -> None:
+        listed = isinstance(dims, (list, tuple)) or (isinstance(dims, int) and not isinstance(dims, bool))
+        _reduce(trace, out, x, dims if listed else kwargs.get("dim"), name, exact_at_zero)
+
+
+for _name in ("sum", "nansum"):
+    _over(_name, exact_at_zero=True)
+for _name in (
+    "mean", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "argmax", "argmin", "any", "all",
+    "logsumexp", "median", "mode",
+):  # fmt: skip
+    _over(_name, exact_at_zero=False)
+
+
+@rule(aten.linalg_vector_norm, aten.norm)
+def _norm(trace: Trace, out: Tensor, x: Tensor, p: Any = 2, dims: Any = None, *args: Any, **kwargs: Any) -> None:
+    _reduce(trace, out, x, dims, "norm", exact_at_zero=True)
+
+
+@rule(*named(
+        "_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum", "cumprod",
+        "logcumsumexp", "softmax_",
+    )
+)  # fmt: skip
+def _along(trace: Trace, out: Tensor, x: Tensor, dim: int, *args: Any, **kwargs: Any) -> None:
+    tracked = trace[x]
+    trace.inexact(tracked.axes[dim], "a softmax or running sum")
+    trace.put(out, tracked.axes, [False] * out.dim())
+
+
+@rule(aten.sort, aten.topk, aten.kthvalue)
+def _ranked(trace: Trace, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
+    tracked = trace[x]
+    axes = tracked.axes
+    for tensor in tree_leaves(out):
+        new = []
+        for d in range(tensor.dim()):
+            if tensor.dim() == len(axes) and trace.graph.find(axes[d]).size == tensor.shape[d]:
+                new.append(axes[d])
+            else:
+                new.extend(trace.pinned([tensor.shape[d]], "it ranks values"))
+        trace.put(tensor, new, [False] * tensor.dim())
+    dim = kwargs.get("dim", next((a for a in args[-2:] if isinstance(a, int) and not isinstance(a, bool)), -1))
+    trace.pin(axes[dim], "its values are ranked")

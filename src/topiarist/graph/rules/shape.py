@@ -1,0 +1,268 @@
+"""Shape operators: reshapes split and merge products, concatenations and slices make and cut sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from topiarist.graph.axis import Axis
+from topiarist.graph.rules import named, rule
+
+if TYPE_CHECKING:
+    from topiarist.graph.trace import Trace
+
+aten = torch.ops.aten
+
+
+@rule(
+    *named(
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "_reshape_copy",
+        "view_copy",
+    )
+)
+def _view(trace: Trace, out: Tensor, tensor: Tensor, shape: Any, *_: Any) -> None:
+    tracked = trace[tensor]
+    if isinstance(shape, torch.dtype):  # the same bits under another type
+        trace.put(out, tracked.axes, tracked.zero, tracked.source)
+        return
+    axes: list[Axis] = []
+    zeros: list[bool] = []
+    for old, new in _blocks(tuple(tensor.shape), tuple(out.shape)):
+        block = tracked.axes[old]
+        flag = all(z for z, axis in zip(tracked.zero[old], block, strict=True) if trace.graph.find(axis).size != 1)
+        sizes = tuple(out.shape)[new]
+        zeros.extend([flag] * len(sizes))
+        if len(block) == len(sizes) == 1:
+            axes.extend(block)
+        elif sizes:
+            axes.extend(trace.graph.split(trace.graph.product(block), sizes, "a reshape"))
+    trace.put(out, axes, zeros, tracked.source)
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[slice, slice]]:
+    """The finest pairs of consecutive dimensions with equal numbers of elements on both sides."""
+    blocks = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        first, second = i, j
+        left = right = 1
+        if i < len(old):
+            left, i = old[i], i + 1
+        if j < len(new):
+            right, j = new[j], j + 1
+        while left != right:
+            if (left < right and i < len(old)) or j >= len(new):
+                left, i = left * old[i], i + 1
+            else:
+                right, j = right * new[j], j + 1
+        blocks.append((slice(first, i), slice(second, j)))
+    return blocks
+
+
+@rule(aten.unsqueeze, aten.unsqueeze_)
+def _unsqueeze(trace: Trace, out: Tensor, tensor: Tensor, dim: int) -> None:
+    tracked = trace[tensor]
+    axes, zeros = list(tracked.axes), list(tracked.zero)
+    place = dim % out.dim()
+    if len(axes) == out.dim():  # in place: the argument is the result
+        axes, zeros = axes[: out.dim() - 1], zeros[: out.dim() - 1]
+    axes.insert(place, trace.graph.one)
+    zeros.insert(place, True)
+    trace.put(out, axes, zeros, tracked.source)
+
+
+@rule(aten.squeeze, aten.squeeze_)
+def _squeeze(trace: Trace, out: Tensor, tensor: Tensor, dim: Any = None) -> None:
+    tracked = trace[tensor]
+    rank = len(tracked.axes)
+    dims = range(rank) if dim is None else [d % rank for d in ((dim,) if isinstance(dim, int) else dim)]
+    gone = {d for d in dims if trace.graph.find(tracked.axes[d]).size == 1} if rank else set()
+    kept = [d for d in range(rank) if d not in gone]
+    trace.put(out, [tracked.axes[d] for d in kept], [tracked.zero[d] for d in kept], tracked.source)
+
+
+@rule(aten.permute, aten.permute_copy)
+def _permute(trace: Trace, out: Tensor, tensor: Tensor, dims: Sequence[int]) -> None:
+    tracked = trace[tensor]
+    order = [d % max(1, len(dims)) for d in dims]
+    trace.put(out, [tracked.axes[d] for d in order], [tracked.zero[d] for d in order], tracked.source)
+
+
+@rule(
+    *named(
+        "transpose",
+        "t",
+        "transpose_",
+        "t_",
+        "numpy_T",
+    )
+)
+def _transpose(trace: Trace, out: Tensor, tensor: Tensor, a: int = 0, b: int = 1) -> None:
+    tracked = trace[tensor]
+    order = list(range(len(tracked.axes)))
+    if len(order) > 1:
+        order[a], order[b] = order[b], order[a]
+    trace.put(out, [tracked.axes[d] for d in order], [tracked.zero[d] for d in order], tracked.source)
+
+
+@rule(aten.expand, aten.expand_copy, aten.broadcast_to)
+def _expand(trace: Trace, out: Tensor, tensor: Tensor, shape: Any, **_: Any) -> None:
+    tracked = trace[tensor]
+    new = out.dim() - len(tracked.axes)
+    axes = [trace.graph.leaf(size) for size in out.shape[:new]]
+    for size, axis in zip(out.shape[new:], tracked.axes, strict=True):
+        axes.append(axis if trace.graph.find(axis).size == size else trace.graph.leaf(size))
+    trace.put(out, axes, (False,) * new + tracked.zero, tracked.source)
+
+
+@rule(aten.slice, aten.slice_copy)
+def _slice(
+    trace: Trace, out: Tensor, tensor: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> None:
+    tracked = trace[tensor]
+    dim %= tensor.dim()
+    size = tensor.shape[dim]
+    first, last, _ = slice(start, end, step).indices(size)
+    axes = list(tracked.axes)
+    if step != 1 and out.shape[dim] != size:
+        trace.pin(axes[dim], f"every {step}th index of it is taken")
+        axes[dim] = trace.pinned([out.shape[dim]], "it is a strided slice")[0]
+    elif out.shape[dim] != size:
+        axes[dim] = trace.graph.cut(axes[dim], [first, out.shape[dim], size - first - out.shape[dim]], "a slice")[1]
+    trace.put(out, axes, tracked.zero, tracked.source)
+
+
+@rule(aten.select, aten.select_copy)
+def _select(trace: Trace, out: Tensor, tensor: Tensor, dim: int, index: int) -> None:
+    tracked = trace[tensor]
+    dim %= tensor.dim()
+    trace.pin(tracked.axes[dim], "a single index of it is taken")
+    kept = [d for d in range(tensor.dim()) if d != dim]
+    trace.put(out, [tracked.axes[d] for d in kept], [tracked.zero[d] for d in kept], tracked.source)
+
+
+@rule(aten.unbind, aten.unbind_copy)
+def _unbind(trace: Trace, out: Sequence[Tensor], tensor: Tensor, dim: int = 0) -> None:
+    for index, part in enumerate(out):
+        _select(trace, part, tensor, dim, index)
+
+
+@rule(
+    *named(
+        "split",
+        "split_with_sizes",
+        "split_copy",
+        "split_with_sizes_copy",
+        "chunk",
+    )
+)
+def _split(trace: Trace, out: Sequence[Tensor], tensor: Tensor, sizes: Any, dim: int = 0) -> None:
+    tracked = trace[tensor]
+    dim %= tensor.dim()
+    parts = trace.graph.cut(tracked.axes[dim], [part.shape[dim] for part in out], "a split")
+    for part, axis in zip(out, parts, strict=True):
+        axes = [*tracked.axes[:dim], axis, *tracked.axes[dim + 1 :]]
+        trace.put(part, axes, tracked.zero, tracked.source)
+
+
+@rule(aten.cat)
+def _cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+    operands = [t for t in tensors if not (t.dim() == 1 and t.numel() == 0)]  # the old "empty" that cat ignores
+    dim %= out.dim()
+    axes, zeros = list(trace[operands[0]].axes), list(trace[operands[0]].zero)
+    for other in operands[1:]:
+        tracked = trace[other]
+        for d in range(out.dim()):
+            zeros[d] = zeros[d] and tracked.zero[d]
+            if d != dim:
+                axes[d] = trace.unify(axes[d], tracked.axes[d], "cat")
+    axes[dim] = trace.graph.sum([trace[t].axes[dim] for t in operands])
+    trace.put(out, axes, zeros)
+
+
+@rule(aten.stack)
+def _stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
+    dim %= out.dim()
+    axes, zeros = list(trace[tensors[0]].axes), list(trace[tensors[0]].zero)
+    for other in tensors[1:]:
+        tracked = trace[other]
+        axes = [trace.unify(a, b, "stack") for a, b in zip(axes, tracked.axes, strict=True)]
+        zeros = [x and y for x, y in zip(zeros, tracked.zero, strict=True)]
+    axes.insert(dim, trace.pinned([len(tensors)], "it counts stacked tensors")[0])
+    zeros.insert(dim, False)
+    trace.put(out, axes, zeros)
+
+
+@rule(aten.constant_pad_nd)
+def _constant_pad(trace: Trace, out: Tensor, tensor: Tensor, pad: Sequence[int], value: float = 0) -> None:
+    tracked = trace[tensor]
+    axes, zeros = list(tracked.axes), list(tracked.zero)
+    for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        dim = tensor.dim() - 1 - i
+        kept = axes[dim]
+        if before < 0 or after < 0:
+            size = tensor.shape[dim]
+            first, last = max(0, -before), max(0, -after)
+            kept = trace.graph.cut(kept, [first, size - first - last, last], "a negative pad")[1]
+        dead = [trace.graph.leaf(max(0, n)) for n in (before, after)]
+        axes[dim] = trace.graph.sum([dead[0], kept, dead[1]])
+        zeros[dim] = zeros[dim] and value == 0
+    trace.put(out, axes, zeros)
+
+
+@rule(aten.repeat, aten.tile)
+def _repeat(trace: Trace, out: Tensor, tensor: Tensor, repeats: Sequence[int]) -> None:
+    tracked = trace[tensor]
+    new = out.dim() - len(tracked.axes)
+    axes = trace.pinned(out.shape[:new], "it counts repeats")
+    for times, axis in zip(repeats[new:], tracked.axes, strict=True):
+        axes.append(trace.graph.product([*trace.pinned([times], "it counts repeats"), axis]))
+    trace.put(out, axes, (False,) * new + tracked.zero)
+
+
+@rule(aten.flip, aten.roll)
+def _reorder(trace: Trace, out: Tensor, tensor: Tensor, first: Any, dims: Any = None) -> None:
+    tracked = trace[tensor]
+    moved = first if dims is None else dims
+    for dim in (moved,) if isinstance(moved, int) else moved or range(tensor.dim()):
+        trace.pin(tracked.axes[dim], "its indices change places")
+    trace.put(out, tracked.axes, tracked.zero)
+
+
+@rule(*named(
+        "zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full",
+        "empty_strided", "new_empty_strided", "randint", "scalar_tensor",
+    )
+)  # fmt: skip
+def _factory(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    trace.put(out, [trace.graph.leaf(size) for size in out.shape], [False] * out.dim())
+
+
+@rule(
+    *named(
+        "arange",
+        "eye",
+        "linspace",
+        "tril_indices",
+        "triu_indices",
+        "randperm",
+        "bartlett_window",
+    )
+)
+def _positions(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    trace.put(out, trace.pinned(out.shape, "its values depend on the index"), [False] * out.dim())
+
+
+@rule(aten.tril, aten.triu, aten.tril_, aten.triu_)
+def _triangle(trace: Trace, out: Tensor, tensor: Tensor, diagonal: int = 0) -> None:
+    tracked = trace[tensor]
+    for axis in tracked.axes[-2:]:
+        trace.pin(axis, "its values depend on the index")
+    trace.put(out, tracked.axes, tracked.zero)

@@ -1,0 +1,127 @@
+"""Masks that hold through any optimizer: what is masked is set back to zero right after each step.
+
+Nothing is added to the forward pass and no key of the state dict changes, so compiled and distributed training are
+unaffected. One process-wide hook, present only while something is masked, follows every optimizer's step and zeroes
+the masked entries of weights and of the optimizer's state (momentum, Adam's moments), which would otherwise revive
+them. The removed values are kept aside, so that a mask comes off without a trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from topiarist.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class _Masked:
+    parameter: Tensor
+    removed: Tensor  # bool, the parameter's shape
+    values: Tensor  # what the removed entries held, in row-major order
+
+
+@dataclass(frozen=True, eq=False)
+class _Attachment:
+    plan: Plan
+    tensors: dict[str, _Masked]
+
+
+_attached: WeakKeyDictionary[nn.Module, _Attachment] = WeakKeyDictionary()
+_handles: list[RemovableHandle] = []
+
+
+def mask(model: nn.Module, plan: Plan) -> nn.Module:
+    """Zero in place what ``plan`` removes, and keep it zero through every optimizer step, until `unmask`.
+
+    A model that is masked already takes the new mask instead; entries that come back hold their values of before.
+
+    Returns:
+        The same model.
+
+    Raises:
+        InputError: the plan does not fit the model; nothing is changed.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> _ = mask(layer, Plan("weight", {"weight": torch.tensor([True, False])}))
+        >>> float(layer.weight[0, 0].detach())
+        0.0
+        >>> _ = unmask(layer)
+    """
+    masks = plan.masks(model)
+    if model in _attached:
+        unmask(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors: dict[str, _Masked] = {}
+    with torch.no_grad():
+        for name, removed in masks.items():
+            parameter = parameters[name]
+            tensors[name] = _Masked(parameter, removed, parameter[removed].clone())
+        for entry in tensors.values():
+            entry.parameter.masked_fill_(entry.removed, 0)
+    _attached[model] = _Attachment(plan, tensors)
+    if not _handles:
+        _handles.append(register_optimizer_step_post_hook(_after_step))
+    return model
+
+
+def unmask(model: nn.Module, *, restore: bool = True) -> nn.Module:
+    """Take the mask off, without a trace: removed entries hold again what they held before `mask`.
+
+    With ``restore=False`` they stay zero and are free to move. A model without a mask is left as it is.
+
+    Returns:
+        The same model.
+    """
+    attachment = _attached.pop(model, None)
+    if attachment is not None and restore:
+        with torch.no_grad():
+            for entry in attachment.tensors.values():
+                entry.parameter[entry.removed.to(entry.parameter.device)] = entry.values.to(entry.parameter.device)
+    _drop_hook_if_idle()
+    return model
+
+
+def active_plan(model: nn.Module) -> Plan | None:
+    """The plan that masks ``model`` now, if one does."""
+    attachment = _attached.get(model)
+    return None if attachment is None else attachment.plan
+
+
+def reapply(model: nn.Module) -> None:
+    """Zero again what is masked, after weights were overwritten from elsewhere; no-op where nothing is masked."""
+    attachment = _attached.get(model)
+    if attachment is not None:
+        with torch.no_grad():
+            for entry in attachment.tensors.values():
+                entry.parameter.masked_fill_(_on(entry.removed, entry.parameter), 0)
+
+
+@torch.no_grad()
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    del args, kwargs
+    for attachment in list(_attached.values()):
+        for entry in attachment.tensors.values():
+            removed = _on(entry.removed, entry.parameter)
+            entry.parameter.masked_fill_(removed, 0)
+            for value in optimizer.state.get(entry.parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == removed.shape:
+                    value.masked_fill_(removed, 0)
+    _drop_hook_if_idle()
+
+
+def _on(removed: Tensor, parameter: Tensor) -> Tensor:
+    return removed if removed.device == parameter.device else removed.to(parameter.device)
+
+
+def _drop_hook_if_idle() -> None:
+    if not _attached:
+        while _handles:
+            _handles.pop().remove()

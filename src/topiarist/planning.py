@@ -1,0 +1,171 @@
+"""From a model to a `Plan`: trace, score, allocate, and price what would go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from topiarist import allocation as allocations
+from topiarist import saliency as saliencies
+from topiarist import structure as structures
+from topiarist.allocation import Allocation, Candidates
+from topiarist.errors import InputError
+from topiarist.graph import Axes, trace
+from topiarist.plan import Budget, Plan, Slice, Units
+from topiarist.saliency import Saliency
+from topiarist.saliency.base import needs, score
+from topiarist.stats import collect_gradients
+from topiarist.structure import Structure
+from topiarist.structure.base import own_weight, parameters_of, slices
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+def plan(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    structure: str | Structure = "weight",
+    saliency: str | Saliency = "l2",
+    allocation: str | Mapping[str, float] | Allocation = "global",
+    budget: Budget | None = None,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    keep: Sequence[str] = (),
+) -> Plan:
+    """Decide which units of ``model`` go; the model is left as it is.
+
+    Args:
+        model: any module that runs on ``example_inputs`` and can be deep-copied.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        structure: what one unit is: ``"weight"``, ``"channel"``, ``"head"``.
+        saliency: the score of a unit, low goes first: ``"l1"``, ``"l2"``, ``"gradient"``, ``"random"`` or a function
+            of `topiarist.saliency.Slices`.
+        allocation: how the budget is spread: ``"uniform"``, ``"global"``, a dict of ratios by layer name pattern or
+            type, or an object such as ``Threshold(q=0.5)``.
+        budget: the target; none where the allocation names its own amounts.
+        data: batches ``(inputs, targets)``, for criteria that need gradients.
+        loss: maps outputs and targets to a scalar, for the same.
+        keep: fnmatch patterns over module names; what those modules return stays whole.
+
+    Raises:
+        InputError: an argument cannot be used, a name matches nothing, or weights are not finite.
+        TraceError: the model does not run on ``example_inputs``.
+        BudgetError: the budget cannot be reached; the message names what limits it.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> made = plan(net, torch.zeros(1, 4), structure="channel", budget=Budget(sparsity=0.5))
+        >>> made.num_removed, made.achieved["macs"]
+        (4, 0.5)
+    """
+    planner = Planner(model, trace(model, example_inputs), structures.resolve(structure), keep)
+    return planner.plan(saliencies.resolve(saliency), allocations.resolve(allocation), budget, data=data, loss=loss)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """A traced model and its units: makes plans, again and again as weights change."""
+
+    model: nn.Module
+    axes: Axes
+    structure: Structure
+    keep: Sequence[str] = ()
+
+    @cached_property
+    def units(self) -> tuple[Units, ...]:
+        """The sets of units that may go."""
+        return tuple(self.structure.units(self.axes, self.keep))
+
+    def plan(
+        self,
+        saliency: Saliency,
+        allocation: Allocation,
+        budget: Budget | None,
+        *,
+        data: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        gone: Mapping[str, Tensor] | None = None,
+    ) -> Plan:
+        """Score the units, spread the budget, and say what goes; ``gone`` units stay removed."""
+        candidates = self.candidates(saliency, data, loss, gone or {})
+        removed, achieved = allocations.fit(allocation, candidates, budget, self.price)
+        requested = {} if budget is None else {budget.unit: budget.value}
+        return self.make(removed, requested, {**achieved, **self.price(removed)})
+
+    def candidates(
+        self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None, gone: Mapping[str, Tensor]
+    ) -> Candidates:
+        """The units with their scores."""
+        gradients = None
+        if "gradients" in needs(saliency):
+            if data is None or loss is None:
+                raise InputError(f"{saliency} needs gradients: pass data=batches of (inputs, targets) and loss=function")
+            gradients = collect_gradients(self.model, data, loss)
+        parameters = parameters_of(self.model)
+        scores = {units.name: score(saliency, slices(units, parameters, gradients)) for units in self.units}
+        own = {units.name: units for units in self.units}
+        return Candidates(self.units, scores, lambda name: own_weight(own[name], parameters), dict(gone))
+
+    def make(
+        self,
+        removed: Mapping[str, Tensor],
+        requested: Mapping[str, float] | None = None,
+        achieved: Mapping[str, float] | None = None,
+    ) -> Plan:
+        """The plan that removes exactly these units."""
+        removed = {name: gone.cpu() for name, gone in removed.items()}
+        name = type(self.structure).__name__.lower()
+        if not self.structure.is_physical:
+            return Plan(name, removed, requested=requested or {}, achieved=achieved or {})
+        attributes, broken = self.axes.attributes(removed)
+        if broken:
+            places = ", ".join(sorted({c.where for c in broken}))
+            raise InputError(f"the plan asks for sizes that the model's code cannot take together, at {places}")
+        inexact = {n: self.axes[n].inexact[0] for n, gone in removed.items() if self.axes[n].inexact and gone.any()}
+        cuts: dict[str, tuple[Slice, ...]] = self.axes.slices(removed)
+        return Plan(name, removed, cuts, attributes, inexact, requested or {}, achieved or {})
+
+    # ------------------------------------------------------------------ prices
+
+    def price(self, removed: Mapping[str, Tensor]) -> dict[str, float]:
+        """What a removal leaves, in every unit of `Budget`: exact counts of the model that results.
+
+        For weights, ``params`` and ``compression`` count non-zeros, ``macs`` those with non-zero weights
+        (Blalock et al. 2020), ``bytes`` the sparse storage of `topiarist.save`.
+        """
+        num = sum(units.num for units in self.units)
+        gone = sum(int(r.sum()) for r in removed.values())
+        params, macs, size = self._physical(removed) if self.structure.is_physical else self._sparse(removed)
+        whole_params, whole_macs, whole_size = self._whole
+        return {
+            "sparsity": gone / num,
+            "compression": whole_params / params if params else float("inf"),
+            "macs": macs / whole_macs if whole_macs else 1.0,
+            "params": params / whole_params,
+            "bytes": size / whole_size,
+        }
+
+    @cached_property
+    def _whole(self) -> tuple[int, float, int]:
+        return self.axes.num_params(), self.axes.num_macs(), self.axes.num_bytes()
+
+    def _physical(self, removed: Mapping[str, Tensor]) -> tuple[int, float, int]:
+        sizes = self.axes.sizes(removed)
+        return self.axes.num_params(sizes), self.axes.num_macs(sizes), self.axes.num_bytes(sizes)
+
+    def _sparse(self, removed: Mapping[str, Tensor]) -> tuple[int, float, int]:
+        params, _, size = self._whole
+        density: dict[str, float] = {}
+        for name, gone in removed.items():
+            num, less = gone.numel(), int(gone.sum())
+            itemsize = self.axes.tensors[name].itemsize
+            density[name] = 1 - less / num
+            params -= less
+            size -= num * itemsize - min(num * itemsize, (num + 7) // 8 + (num - less) * itemsize)
+        return params, self.axes.num_macs({}, density), size

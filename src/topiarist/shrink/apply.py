@@ -1,0 +1,109 @@
+"""Physical pruning: a copy of the model whose tensors are smaller."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from topiarist.errors import InputError, ShrinkError
+from topiarist.graph import attributes
+from topiarist.inputs import call
+from topiarist.plan import Plan, Slice
+from topiarist.shrink.attributes import synchronise
+
+
+def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Module:
+    """A new module of the same class without what ``plan`` removes; ``model`` is untouched.
+
+    Parameters, buffers and tensor attributes lose the positions of ``plan.slices``, integer attributes take the
+    values of ``plan.attributes``, tied tensors stay tied. With ``example_inputs`` the result is run forward in
+    evaluation mode, and forward and backward in training mode, before it is returned.
+
+    Raises:
+        InputError: the plan removes single weights, which leave shapes as they are, or does not fit the model.
+        ShrinkError: the smaller model does not run.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> gone = torch.tensor([False, True, False])
+        >>> plan = Plan("channel", {"0.weight:0": gone}, {
+        ...     "0.weight": (Slice(0, gone),), "0.bias": (Slice(0, gone),), "2.weight": (Slice(1, gone),)})
+        >>> shrink(net, plan, torch.zeros(1, 2))
+        Sequential(
+          (0): Linear(in_features=2, out_features=2, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=2, out_features=1, bias=True)
+        )
+    """
+    if plan.structure == "weight":
+        raise InputError("single weights leave shapes as they are: use topiarist.mask, or a structure such as 'channel'")
+    small = copy.deepcopy(model)
+    _cut_tensors(small, plan)
+    for path, value in plan.attributes.items():
+        attributes.set(small, path, value)
+    synchronise(small)
+    if example_inputs is not None:
+        check_runs(small, example_inputs)
+    return small
+
+
+def _cut_tensors(model: nn.Module, plan: Plan) -> None:
+    done: dict[int, Tensor] = {}
+    for name, slices in plan.slices.items():
+        path, _, leaf = name.rpartition(".")
+        try:
+            module = model.get_submodule(path)
+            holder = next(h for h in (module._parameters, module._buffers, module.__dict__) if leaf in h)
+        except (AttributeError, StopIteration):
+            raise InputError(f"the plan cuts {name!r}, which {type(model).__name__} does not have") from None
+        tensor = holder[leaf]
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"the plan cuts {name!r}, which is no tensor of this model but {type(tensor).__name__}")
+        if id(tensor) not in done:
+            done[id(tensor)] = _cut(name, tensor, slices)
+        holder[leaf] = done[id(tensor)]
+
+
+def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...]) -> Tensor:
+    small = tensor.detach()
+    for piece in slices:
+        if piece.dim >= small.dim() or small.shape[piece.dim] != piece.removed.numel():
+            raise InputError(
+                f"{name} has shape {tuple(tensor.shape)}, the plan was made for size {piece.removed.numel()} "
+                f"in dimension {piece.dim}"
+            )
+        kept = (~piece.removed).nonzero().flatten().to(small.device)
+        small = small.index_select(piece.dim, kept)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(small, requires_grad=tensor.requires_grad)
+    return small
+
+
+def check_runs(model: nn.Module, example_inputs: Any) -> None:
+    """Run forward in evaluation mode, forward and backward in training mode, on a copy.
+
+    Raises:
+        ShrinkError: one of them fails.
+    """
+    trial = copy.deepcopy(model)
+    for training in (False, True):
+        trial.train(training)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
+                outputs = [t for t in tree_leaves(call(trial, example_inputs)) if isinstance(t, Tensor)]
+                differentiable = [t for t in outputs if t.requires_grad]
+                if training and differentiable:
+                    torch.autograd.backward([t.abs().sum() for t in differentiable])
+        except Exception as error:  # whatever a model may raise; it is chained
+            mode = "training" if training else "evaluation"
+            if training and "more than 1 value per channel" in str(error):
+                continue  # batch norm refuses one example in training mode, in the large model as well
+            raise ShrinkError(
+                f"the smaller {type(model).__name__} does not run in {mode} mode ({type(error).__name__}: {error}); "
+                f"the model is untouched. Its code fixes a size that should follow: see topiarist.trace(...).summary(), "
+                f"and keep=[...] keeps layers whole"
+            ) from error

@@ -1,0 +1,142 @@
+"""The invariant: a model masked by a plan and one shrunk by it are the same function, in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from topiarist.errors import InputError
+from topiarist.graph import trace
+from topiarist.inputs import call
+from topiarist.mask.attach import mask, unmask
+from topiarist.plan import Plan
+from topiarist.shrink.apply import shrink
+
+TOLERANCE = 1e-9  # relative, in float64: sums of n ≤ 10⁶ terms in another order differ by n·2⁻⁵³ ≈ 1e-10 at most
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    ``error`` is max |masked − shrunk| / max |masked| over the outputs, in float64, with all exact axes cut;
+    ``inexact`` names the cut axes for which removing cannot equal zeroing, with the operator that makes it so, and
+    ``inexact_error`` is the same measure with those cut as well (None where there are none).
+    """
+
+    error: float
+    tolerance: float
+    exact: tuple[str, ...]
+    inexact: Mapping[str, str]
+    inexact_error: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether masking and shrinking agree on every exact axis."""
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = "agree" if self.passed else "DIFFER"
+        text = (
+            f"masked and shrunk {verdict}: relative error {self.error:.1e} in float64 over {len(self.exact)} exact axes "
+            f"(tolerance {self.tolerance:.0e})"
+        )
+        if self.inexact:
+            text += f"; {len(self.inexact)} inexact axes, error {self.inexact_error:.1e} with them cut too: "
+            text += "; ".join(f"{name}: {reason}" for name, reason in self.inexact.items())
+        return text
+
+
+def verify(
+    model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, *, tolerance: float = TOLERANCE
+) -> Verification:
+    """Check that ``small`` is ``model`` minus what ``plan`` removes: mask ≡ shrink, in float64.
+
+    Both run in evaluation mode on ``example_inputs`` with every floating-point input redrawn from N(0, 1). Where the
+    plan cuts axes over which an operator runs (a layer norm, say), equality is demanded of the other axes alone, on a
+    model shrunk by those, and the inexact ones are named.
+
+    Raises:
+        InputError: ``small`` does not hold the tensors that ``plan`` leaves of ``model``.
+
+    Example:
+        >>> import topiarist
+        >>> net, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), torch.zeros(1, 4)
+        >>> plan = topiarist.plan(net, x, structure="channel", budget=topiarist.Budget(sparsity=0.5))
+        >>> verify(net, shrink(net, plan), plan, x).passed
+        True
+    """
+    _check_tensors(small, shrink(model, plan))
+    inputs = _random_like(example_inputs)
+    inexact = {name: why for name, why in plan.inexact.items() if bool(plan.removed[name].any())}
+    exact_names = tuple(name for name, gone in plan.removed.items() if bool(gone.any()) and name not in inexact)
+    full = _difference(model, small, plan, inputs)
+    if not inexact:
+        return Verification(full, tolerance, exact_names, {}, None)
+    part = exact_part(model, plan, example_inputs)
+    error = _difference(model, shrink(model, part), part, inputs)
+    return Verification(error, tolerance, exact_names, inexact, full)
+
+
+def exact_part(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
+    """The part of ``plan`` that cuts exact axes only."""
+    axes = trace(model, example_inputs)
+    removed = {name: gone for name, gone in plan.removed.items() if name not in plan.inexact}
+    return Plan(plan.structure, removed, axes.slices(removed), axes.attributes(removed)[0])
+
+
+def _difference(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> float:
+    masked = _double(model)
+    mask(masked, plan)
+    try:
+        expected, found = _outputs(masked, inputs), _outputs(_double(small), inputs)
+    finally:
+        unmask(masked)
+    scale = max((float(t.abs().max()) for t in expected if t.numel()), default=0.0) or 1.0
+    gaps = [float((a - b).abs().max()) if a.shape == b.shape else float("inf") for a, b in zip(expected, found, strict=True) if a.numel()]
+    worst = max(gaps, default=0.0)
+    return float("inf") if worst != worst else worst / scale
+
+
+def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    with torch.no_grad():
+        out = call(model.eval(), inputs)
+    out = dict(out) if isinstance(out, Mapping) else out
+    return [t.double() for t in tree_leaves(out) if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())]
+
+
+def _double(model: nn.Module) -> nn.Module:
+    """A float64 copy, plain tensor attributes included."""
+    model = copy.deepcopy(model).double()
+    for module in model.modules():
+        for name, value in module.__dict__.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                module.__dict__[name] = value.double()
+    return model
+
+
+def _random_like(inputs: Any) -> Any:
+    generator = torch.Generator().manual_seed(0)
+
+    def redraw(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.is_floating_point():
+            return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+        return x
+
+    return tree_map(redraw, inputs)
+
+
+def _check_tensors(small: nn.Module, expected: nn.Module) -> None:
+    found = dict(small.state_dict())
+    for name, tensor in expected.state_dict().items():
+        if name not in found or found[name].shape != tensor.shape or not torch.equal(found[name], tensor):
+            raise InputError(
+                f"{name} of the smaller model is not what the plan leaves of the model; verify right after shrink, "
+                f"before any more training"
+            )

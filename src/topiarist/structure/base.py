@@ -1,0 +1,70 @@
+"""What a structure is: from the axes of a model to the sets of units that may go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from topiarist.errors import InputError
+from topiarist.graph import Axes
+from topiarist.plan import Member, Units
+from topiarist.saliency.base import Slices
+
+
+class Structure(Protocol):
+    """What one unit is. ``is_physical`` says whether removing units makes tensors smaller (`topiarist.shrink`)."""
+
+    is_physical: bool
+
+    def units(self, axes: Axes, keep: Sequence[str]) -> list[Units]:
+        """The sets of units of a traced model; what the modules matching ``keep`` return stays whole."""
+        ...
+
+
+def slices(units: Units, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None) -> Slices:
+    """Cut the parameters of one set of units into units: each member as ``(num units, elements)``."""
+    members = [m for m in units.members if m.tensor in tensors]
+    weights = tuple(_by_unit(tensors[m.tensor], m, units.num) for m in members)
+    if gradients is None:
+        return Slices(units, weights)
+    return Slices(units, weights, tuple(_by_unit(gradients[m.tensor], m, units.num) for m in members))
+
+
+def _by_unit(tensor: Tensor, member: Member, num: int) -> Tensor:
+    """The entries of one tensor, one row a unit: ``(num units, elements)``."""
+    tensor = tensor.detach()
+    if member.dim is None or member.unit is None:
+        return tensor.reshape(num, 1)
+    unit = member.unit.to(tensor.device)
+    positions = torch.argsort(unit, stable=True)[int((unit < 0).sum()) :]
+    return tensor.movedim(member.dim, 0).index_select(0, positions).reshape(num, -1)
+
+
+def own_weight(units: Units, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The flattened weight that the units are named after, for thresholds in units of its spread."""
+    name = units.name.partition(":")[0]
+    return tensors[name].detach().flatten()
+
+
+def require_some(units: list[Units], what: str, axes: Axes) -> list[Units]:
+    """Refuse a model in which nothing can go.
+
+    Raises:
+        InputError: there are no units.
+    """
+    if not units:
+        pinned = "; ".join(f"{a.name}: {a.pins[0]}" for a in axes.axes if a.pins and not _is_shape(a.pins[0]))
+        raise InputError(f"the model has no {what} that may go ({pinned or 'no parameters take part'}); try axes.summary()")
+    return units
+
+
+def _is_shape(reason: str) -> bool:
+    return reason.startswith(("it is a spatial extent", "it is a dimension of the model's"))
+
+
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter by name, tied ones under each of their names."""
+    return dict(model.named_parameters(remove_duplicate=False))
