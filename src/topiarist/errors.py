@@ -26,6 +26,10 @@ class ShrinkError(TopiaristError, RuntimeError):
     """The model could not be made physically smaller as planned; the model itself is untouched."""
 
 
+class TrainingError(TopiaristError, RuntimeError):
+    """Training cannot go on, for example because the loss is no longer finite."""
+
+
 class FormatError(TopiaristError, ValueError):
     """A file that is not topiarist's, is damaged, or does not fit the model it is loaded into."""
 

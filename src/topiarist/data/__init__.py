@@ -1,7 +1,7 @@
 """Data for the demo, the command line and the bench: digits, parquet folders, the hub, and the user's own loaders."""
 
 from topiarist.data.digits import digits
-from topiarist.data.loader import Batches, first_batch
+from topiarist.data.loader import Batches, count_batches, first_batch
 from topiarist.data.parquet import Images, read_folder, read_hub
 from topiarist.data.resolve import Data, import_object, load_data
 
@@ -9,6 +9,7 @@ __all__ = [
     "Batches",
     "Data",
     "Images",
+    "count_batches",
     "digits",
     "first_batch",
     "import_object",

@@ -114,15 +114,42 @@ def first_batch(data: Iterable[Any]) -> Any:
     Raises:
         InputError: ``data`` cannot be iterated, can be iterated only once, or yields nothing.
     """
-    try:
-        iterator = iter(data)
-    except TypeError:
-        raise InputError(f"data must be an iterable of batches, got {type(data).__name__}") from None
-    if iterator is data:
-        raise InputError(
-            f"data is a {type(data).__name__} that can be iterated only once; try a list of batches, a torch "
-            "DataLoader or topiarist.data.Batches"
-        )
-    for batch in iterator:
+    _check_repeatable(data)
+    for batch in data:
         return batch
-    raise InputError(f"data ({type(data).__name__}) yields no batch; is the data set empty, or drop_last set?")
+    raise _nothing(data)
+
+
+def count_batches(data: Iterable[Any]) -> int:
+    """How many batches one pass over ``data`` has; without a length they are counted, which takes a pass.
+
+    Raises:
+        InputError: ``data`` cannot be iterated, can be iterated only once, or yields nothing.
+
+    Example:
+        >>> count_batches([("inputs", "targets")])
+        1
+    """
+    _check_repeatable(data)
+    try:
+        num_batches = len(data)  # type: ignore[arg-type]
+    except TypeError:  # also a DataLoader over a data set without a length
+        num_batches = sum(1 for _ in data)
+    if num_batches == 0:
+        raise _nothing(data)
+    return num_batches
+
+
+def _check_repeatable(data: Iterable[Any]) -> None:
+    kind = type(data).__name__
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise InputError(f"data must be an iterable of batches, got {kind}")
+    if isinstance(data, Iterator):
+        raise InputError(
+            f"data is a {kind} that can be iterated only once; try a list of batches, a torch DataLoader or "
+            "topiarist.data.Batches"
+        )
+
+
+def _nothing(data: Iterable[Any]) -> InputError:
+    return InputError(f"data ({type(data).__name__}) yields no batch; is the data set empty, or drop_last set?")

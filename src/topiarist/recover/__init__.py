@@ -1,0 +1,65 @@
+"""What follows a cut: nothing, batch-norm recalibration, fine-tuning, rewinding or re-initialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from torch import nn
+
+from topiarist.errors import InputError, nearest
+from topiarist.recover.base import Recovery, RecoveryContext
+from topiarist.recover.checkpoints import Checkpoints
+from topiarist.recover.finetune import FineTune
+from topiarist.recover.none import NoRecovery
+from topiarist.recover.recalibrate import Recalibrate, recalibrate
+from topiarist.recover.recipe import TrainingRecipe
+from topiarist.recover.reinitialize import Reinitialize, reinitialize
+from topiarist.recover.rewind import LRRewind, WeightRewind
+from topiarist.recover.train import Row, train
+
+__all__ = [
+    "Checkpoints",
+    "FineTune",
+    "LRRewind",
+    "NoRecovery",
+    "Recalibrate",
+    "Recovery",
+    "RecoveryContext",
+    "Reinitialize",
+    "TrainingRecipe",
+    "WeightRewind",
+    "recalibrate",
+    "reinitialize",
+    "resolve",
+    "train",
+]
+
+# The words of recipes and of the command line; each stands for the object with its default settings.
+NAMES: dict[str, Callable[[], Recovery]] = {
+    "none": NoRecovery,
+    "fine-tune": FineTune,
+    "recalibrate": Recalibrate,
+    "rewind": WeightRewind,
+    "lr-rewind": LRRewind,
+    "reinitialize": Reinitialize,
+}
+
+
+def resolve(recovery: str | Callable[[nn.Module, RecoveryContext], list[Row]]) -> Recovery:
+    """The recovery that a name stands for; an object or a function of the user's stays what it is.
+
+    Raises:
+        InputError: no recovery has this name, or what was given cannot be called.
+
+    Example:
+        >>> resolve("lr-rewind")
+        LRRewind(to_step=None, to_fraction=None, recipe=None)
+    """
+    if isinstance(recovery, str):
+        if recovery not in NAMES:
+            raise InputError(f"no recovery is called {recovery!r} ({nearest(recovery, NAMES)})")
+        return NAMES[recovery]()
+    if not callable(recovery):
+        raise InputError(f"a recovery is a name or a function (model, context), got {type(recovery).__name__}")
+    return cast(Recovery, recovery)

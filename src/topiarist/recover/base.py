@@ -1,0 +1,59 @@
+"""What every recovery is given, and what it is: a callable that mends a model after a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from topiarist.errors import InputError
+from topiarist.plan import Plan
+from topiarist.recover.checkpoints import Checkpoints
+from topiarist.recover.recipe import TrainingRecipe
+from topiarist.recover.train import Loss, OnStep, Row
+
+
+@dataclass(frozen=True, eq=False)
+class RecoveryContext:
+    """What a recovery may use: data, loss, the plan just applied, and how the model was trained before.
+
+    ``recipe`` and ``checkpoints`` are those of the training that is rewound; ``progress`` is called with every row
+    (see `topiarist.recover.train`), the number of steps in all beside it.
+    """
+
+    data: Iterable[Any] | None = None
+    loss: Loss | None = None
+    plan: Plan | None = None
+    checkpoints: Checkpoints | None = None
+    progress: OnStep | None = None
+    recipe: TrainingRecipe | None = None
+
+    def training(self, recovery: object) -> tuple[Iterable[Any], Loss]:
+        """The data and the loss.
+
+        Raises:
+            InputError: one of them was not given.
+        """
+        if self.data is None or self.loss is None:
+            raise InputError(f"{type(recovery).__name__} trains: it needs data=… and loss=…; try recover='none'")
+        return self.data, self.loss
+
+    def original(self, recovery: object, recipe: TrainingRecipe | None) -> TrainingRecipe:
+        """``recipe``, or that of the training before.
+
+        Raises:
+            InputError: neither is known.
+        """
+        chosen = recipe or self.recipe
+        if chosen is None:
+            name = type(recovery).__name__
+            raise InputError(f"{name} replays a training: it needs its recipe, try {name}(recipe=TrainingRecipe(…))")
+        return chosen
+
+
+class Recovery(Protocol):
+    """Mends ``model`` in place and returns the rows of its training, if it trained."""
+
+    def __call__(self, model: nn.Module, context: RecoveryContext) -> list[Row]: ...
