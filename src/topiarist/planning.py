@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from topiarist import allocation as allocations
@@ -59,6 +58,7 @@ def plan(
         BudgetError: the budget cannot be reached; the message names what limits it.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> made = plan(net, torch.zeros(1, 4), structure="channel", budget=Budget(sparsity=0.5))
         >>> made.num_removed, made.achieved["macs"]
@@ -105,7 +105,9 @@ class Planner:
         gradients = None
         if "gradients" in needs(saliency):
             if data is None or loss is None:
-                raise InputError(f"{saliency} needs gradients: pass data=batches of (inputs, targets) and loss=function")
+                raise InputError(
+                    f"{saliency} needs gradients: pass data=batches of (inputs, targets) and loss=function"
+                )
             gradients = collect_gradients(self.model, data, loss)
         parameters = parameters_of(self.model)
         scores = {units.name: score(saliency, slices(units, parameters, gradients)) for units in self.units}

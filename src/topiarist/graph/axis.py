@@ -150,12 +150,17 @@ class AxisGraph:
             return False
         refine = self._split if a.form == "product" else self._cut
         left, right = refine(a, sizes), refine(b, sizes)
-        if left is None or right is None or not all([self._merge(x, y) for x, y in zip(left, right, strict=True)]):
+        if left is None or right is None or not self._merge_all(left, right):
             return False
         a, b = self.find(a), self.find(b)
         if a is not b:
             a.parent = b
         return True
+
+    def _merge_all(self, left: Sequence[Axis], right: Sequence[Axis]) -> bool:
+        """Merge pairwise; whether all could. A pair that cannot does not stop those after it."""
+        merged = [self._merge(a, b) for a, b in zip(left, right, strict=True)]
+        return all(merged)
 
     def _common_refinement(self, a: Axis, b: Axis) -> list[int] | None:
         """The sizes of the coarsest division that refines both, or None where there is none."""
@@ -177,7 +182,7 @@ class AxisGraph:
         divided = self._split_sum(total, [lead.size, *(t.size for t in trail)])
         if divided is None:
             return False
-        return all([self._merge(x, y) for x, y in zip(divided, [lead, *trail], strict=True)])
+        return self._merge_all(divided, [lead, *trail])
 
     def _become(self, leaf: Axis, other: Axis) -> None:
         """Let ``leaf`` stand for ``other``; what is known of the leaf holds for everything below ``other``."""
@@ -265,7 +270,7 @@ class AxisGraph:
             return None
         divided = [r for r in rows if r is not None]
         for other in divided[1:]:
-            if not all([self._merge(x, y) for x, y in zip(divided[0][1:], other[1:], strict=True)]):
+            if not self._merge_all(divided[0][1:], other[1:]):
                 return None
         result = [self.sum([r[0] for r in divided]), *divided[0][1:]]
         axis = self.find(axis)
@@ -334,7 +339,7 @@ class AxisGraph:
         return result
 
     def occurrences(self, axis: Axis, leaf: Axis) -> list[Tensor]:
-        """Where the indices of ``leaf`` lie along ``axis``: per occurrence, int64 of shape ``(size,)``, −1 elsewhere."""
+        """Where the indices of ``leaf`` lie along ``axis``: per occurrence, int64 ``(size,)``, −1 elsewhere."""
         axis, leaf = self.find(axis), self.find(leaf)
         if axis is leaf:
             return [torch.arange(axis.size)]

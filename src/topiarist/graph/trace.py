@@ -137,7 +137,7 @@ class Trace:
         return torch.Size(sizes)
 
     def on_value(self, expression: Expression) -> None:
-        """A size was turned into a number of its own: what it belongs to cannot change without changing the function."""
+        """A size became a number of its own: what it belongs to cannot change without changing the function."""
         self.values.append((expression, source_line()))
 
     # ------------------------------------------------------------------ the operators' side
@@ -160,9 +160,9 @@ class Trace:
             self.put(tensor, self.pinned(tensor.shape, f"no rule for the operator {name}"))
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, trace: Trace) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -248,7 +248,7 @@ def structural_copy(model: nn.Module) -> nn.Module:
 
 
 def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
-    """Every tensor a model holds: (dotted name, tensor, kind), kind in parameter, buffer, attribute; tied ones twice."""
+    """Every tensor a model holds: (dotted name, tensor, "parameter", "buffer" or "attribute"); tied ones twice."""
     yield from ((name, p, "parameter") for name, p in model.named_parameters(remove_duplicate=False))
     yield from ((name, b, "buffer") for name, b in model.named_buffers(remove_duplicate=False))
     for module_name, module in model.named_modules():

@@ -40,7 +40,9 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
         )
     """
     if plan.structure == "weight":
-        raise InputError("single weights leave shapes as they are: use topiarist.mask, or a structure such as 'channel'")
+        raise InputError(
+            "single weights leave shapes as they are: use topiarist.mask, or a structure such as 'channel'"
+        )
     small = copy.deepcopy(model)
     _cut_tensors(small, plan)
     for path, value in plan.attributes.items():
@@ -57,7 +59,8 @@ def _cut_tensors(model: nn.Module, plan: Plan) -> None:
         path, _, leaf = name.rpartition(".")
         try:
             module = model.get_submodule(path)
-            holder = next(h for h in (module._parameters, module._buffers, module.__dict__) if leaf in h)
+            places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+            holder = next(place for place in places if leaf in place)
         except (AttributeError, StopIteration):
             raise InputError(f"the plan cuts {name!r}, which {type(model).__name__} does not have") from None
         tensor = holder[leaf]
@@ -104,6 +107,6 @@ def check_runs(model: nn.Module, example_inputs: Any) -> None:
                 continue  # batch norm refuses one example in training mode, in the large model as well
             raise ShrinkError(
                 f"the smaller {type(model).__name__} does not run in {mode} mode ({type(error).__name__}: {error}); "
-                f"the model is untouched. Its code fixes a size that should follow: see topiarist.trace(...).summary(), "
-                f"and keep=[...] keeps layers whole"
+                f"the model is untouched. Its code fixes a size that should follow: see "
+                f"topiarist.trace(...).summary(), and keep=[...] keeps layers whole"
             ) from error

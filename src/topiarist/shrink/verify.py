@@ -44,8 +44,8 @@ class Verification:
     def __str__(self) -> str:
         verdict = "agree" if self.passed else "DIFFER"
         text = (
-            f"masked and shrunk {verdict}: relative error {self.error:.1e} in float64 over {len(self.exact)} exact axes "
-            f"(tolerance {self.tolerance:.0e})"
+            f"masked and shrunk {verdict}: relative error {self.error:.1e} in float64 over {len(self.exact)} exact "
+            f"axes (tolerance {self.tolerance:.0e})"
         )
         if self.inexact:
             text += f"; {len(self.inexact)} inexact axes, error {self.inexact_error:.1e} with them cut too: "
@@ -99,9 +99,13 @@ def _difference(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> 
     finally:
         unmask(masked)
     scale = max((float(t.abs().max()) for t in expected if t.numel()), default=0.0) or 1.0
-    gaps = [float((a - b).abs().max()) if a.shape == b.shape else float("inf") for a, b in zip(expected, found, strict=True) if a.numel()]
+    gaps = [_gap(a, b) for a, b in zip(expected, found, strict=True) if a.numel()]
     worst = max(gaps, default=0.0)
     return float("inf") if worst != worst else worst / scale
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max()) if a.shape == b.shape else float("inf")
 
 
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:

@@ -23,7 +23,7 @@ def resolve(structure: str | Structure) -> Structure:
 
     Example:
         >>> resolve("channel")
-        Channel(is_physical=True)
+        Channel()
     """
     if not isinstance(structure, str):
         return structure

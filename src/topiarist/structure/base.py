@@ -17,7 +17,8 @@ from topiarist.saliency.base import Slices
 class Structure(Protocol):
     """What one unit is. ``is_physical`` says whether removing units makes tensors smaller (`topiarist.shrink`)."""
 
-    is_physical: bool
+    @property
+    def is_physical(self) -> bool: ...
 
     def units(self, axes: Axes, keep: Sequence[str]) -> list[Units]:
         """The sets of units of a traced model; what the modules matching ``keep`` return stays whole."""
@@ -57,7 +58,9 @@ def require_some(units: list[Units], what: str, axes: Axes) -> list[Units]:
     """
     if not units:
         pinned = "; ".join(f"{a.name}: {a.pins[0]}" for a in axes.axes if a.pins and not _is_shape(a.pins[0]))
-        raise InputError(f"the model has no {what} that may go ({pinned or 'no parameters take part'}); try axes.summary()")
+        raise InputError(
+            f"the model has no {what} that may go ({pinned or 'no parameters take part'}); try axes.summary()"
+        )
     return units
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from topiarist.graph import Axes, AxisInfo
 from topiarist.plan import Units
@@ -18,7 +19,7 @@ from topiarist.structure.base import require_some
 class Channel:
     """One unit an index of an axis that is not a head axis; at least one index of each axis stays."""
 
-    is_physical: bool = True
+    is_physical: ClassVar[bool] = True
 
     def units(self, axes: Axes, keep: Sequence[str] = ()) -> list[Units]:
         """One set of units per free axis.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from topiarist.graph import Axes
 from topiarist.plan import Units
@@ -18,7 +19,7 @@ from topiarist.structure.channel import units_of
 class Head:
     """One unit an attention head; at least one head of each attention stays."""
 
-    is_physical: bool = True
+    is_physical: ClassVar[bool] = True
 
     def units(self, axes: Axes, keep: Sequence[str] = ()) -> list[Units]:
         """One set of units per free head axis.

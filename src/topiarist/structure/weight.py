@@ -10,6 +10,7 @@ import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from topiarist.errors import InputError, nearest
 from topiarist.graph import Axes
@@ -21,7 +22,7 @@ from topiarist.structure.base import require_some
 class Weight:
     """One unit an entry. Removal zeroes: the tensors keep their shapes."""
 
-    is_physical: bool = False
+    is_physical: ClassVar[bool] = False
 
     def units(self, axes: Axes, keep: Sequence[str] = ()) -> list[Units]:
         """One set of units per weight.

@@ -1,4 +1,4 @@
-"""Contractions: the contracted pair is unified, the other dimensions are carried; removing a contracted index is exact."""
+"""Contractions: the contracted pair is unified, the others are carried; removing a contracted index is exact."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ def _index(trace: Trace, out: Tensor, x: Tensor, indices: Sequence[Tensor | None
     places = [d for d, index in enumerate(indices) if index is not None]
     for d in places:
         trace.pin(tracked.axes[d], _LOOKED_UP)
-    shape = torch.broadcast_shapes(*(i.shape for i in indices if i is not None and i.dtype != torch.bool))
+    looked_up = [i.shape for i in indices if i is not None and i.dtype != torch.bool]
+    shape = torch.broadcast_shapes(*looked_up)  # type: ignore[no-untyped-call]
     kept = [d for d in range(len(tracked.axes)) if d not in places]
     together = places == list(range(places[0], places[-1] + 1))
     first = len([d for d in kept if d < places[0]]) if together else 0

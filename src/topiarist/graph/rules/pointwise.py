@@ -27,7 +27,8 @@ def pointwise(trace: Trace, out: Tensor, operands: Sequence[Any], operator: str,
         keeps_zero = False
     axes, zeros = [], []
     for back in range(1, out.dim() + 1):
-        axis, flags = trace.graph.one, []
+        axis = trace.graph.one
+        flags: list[bool | None] = []
         for tensor in tensors:
             tracked = trace[tensor]
             if back > len(tracked.axes):
@@ -73,8 +74,8 @@ def _make(name: str, keeps_zero: bool | str) -> Callable[..., None]:
 
 # f(0) = 0: a zeroed index stays zero
 _register(
-    True, "abs", "alias", "asinh", "atan", "bernoulli", "ceil", "celu", "clone", "contiguous", "detach", "dropout", "elu",
-    "erf", "expm1", "floor", "frac", "gelu", "hardswish", "hardtanh", "leaky_relu", "lift", "lift_fresh",
+    True, "abs", "alias", "asinh", "atan", "bernoulli", "ceil", "celu", "clone", "contiguous", "detach", "dropout",
+    "elu", "erf", "expm1", "floor", "frac", "gelu", "hardswish", "hardtanh", "leaky_relu", "lift", "lift_fresh",
     "lift_fresh_copy", "log1p", "mish", "nan_to_num", "native_dropout", "neg", "positive", "relu", "relu6", "round",
     "selu", "sgn", "sign", "silu", "sin", "sinh", "sqrt", "square", "tan", "tanh", "trunc", "_to_copy", "asin", "atanh",
     "hardshrink", "softshrink", "real", "conj", "_conj", "angle", "view_as_real_copy", "resolve_conj", "resolve_neg",
@@ -141,7 +142,7 @@ def _addcmul(trace: Trace, out: Tensor, tensor: Tensor, a: Tensor, b: Tensor, **
 @rule(aten.pow, aten.pow_)
 def _pow(trace: Trace, out: Tensor, base: Any, exponent: Any) -> None:
     positive = isinstance(exponent, (int, float)) and exponent > 0
-    pointwise(trace, out, (base, exponent), "pow", True if positive else False)
+    pointwise(trace, out, (base, exponent), "pow", positive)
 
 
 @rule(aten.zero_)

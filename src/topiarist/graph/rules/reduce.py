@@ -43,8 +43,8 @@ def _over(name: str, exact_at_zero: bool) -> None:
 for _name in ("sum", "nansum"):
     _over(_name, exact_at_zero=True)
 for _name in (
-    "mean", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "argmax", "argmin", "any", "all",
-    "logsumexp", "median", "mode",
+    "mean", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "argmax", "argmin", "any",
+    "all", "logsumexp", "median", "mode",
 ):  # fmt: skip
     _over(_name, exact_at_zero=False)
 

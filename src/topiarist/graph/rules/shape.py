@@ -129,7 +129,7 @@ def _slice(
     tracked = trace[tensor]
     dim %= tensor.dim()
     size = tensor.shape[dim]
-    first, last, _ = slice(start, end, step).indices(size)
+    first, _, _ = slice(start, end, step).indices(size)
     axes = list(tracked.axes)
     if step != 1 and out.shape[dim] != size:
         trace.pin(axes[dim], f"every {step}th index of it is taken")
