@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -119,16 +118,19 @@ def write(record: RunRecord, path: str | Path) -> None:
     """Write the page to ``path`` as a whole or not at all: an interrupted write leaves the old file.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write(RunRecord(title="LeNet-5 at a tenth"), Path(folder) / "report.html")
         ...     [file.name for file in Path(folder).iterdir()]
         ['report.html']
     """
     page, path = render(record), Path(path)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="\n", dir=path.parent, delete=False) as file:
-        file.write(page)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(page.encode())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _environment() -> Environment:

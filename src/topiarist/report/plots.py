@@ -87,14 +87,7 @@ def theme(dark: bool = False) -> dict[str, Any]:
             "point": {"size": 42, "filled": True, "opacity": 1, "stroke": paper, "strokeWidth": 1},
             "band": {"opacity": 0.18},
             "reference": {"color": muted, "strokeDash": [5, 4], "strokeWidth": 1.2},
-            "reference-label": {
-                "color": muted,
-                "fontSize": 11,
-                "align": "right",
-                "baseline": "bottom",
-                "dx": -2,
-                "dy": -3,
-            },
+            "reference-label": {"color": muted, "fontSize": 11, "align": "right", "dx": -2},
             "original": {"color": pale, "opacity": 0.45},
             "cell": {"stroke": paper, "strokeWidth": 1},
         },
@@ -103,12 +96,20 @@ def theme(dark: bool = False) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TradeoffPoint:
-    """One measurement of a trade-off: ``value`` (an accuracy, an error) at ``x`` (a compression, MACs remaining)."""
+    """One measurement of a trade-off: ``value`` (an accuracy, an error) at ``x`` (a compression, MACs remaining).
+
+    Raises:
+        InputError: ``x`` or ``value`` is not finite.
+    """
 
     series: str
     x: float
     value: float
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.x) and math.isfinite(self.value)):
+            raise InputError(f"a point of {self.series!r} must be finite, got x={self.x!r}, value={self.value!r}")
 
 
 def tradeoff_chart(
@@ -158,7 +159,8 @@ def tradeoff_chart(
     if any(row["seeds"] > 1 for row in rows):
         layers.insert(0, base.mark_area(style="band").encode(y=alt.Y("low:Q", title=y), y2="high:Q"))
     if dense is not None:
-        layers += _reference(dense, y)
+        hardest = max(rows, key=lambda row: row["x"] if x == "compression" else -row["x"])
+        layers += _reference(dense, y, below=hardest["mean"] > dense)
     said = f"{y} against {_X_TITLES[x]}, one line per series: {', '.join(names)}"
     chart: Chart = alt.layer(*layers).properties(width=width, height=height, description=said)
     return chart
@@ -190,12 +192,14 @@ def _x_axis(x: X) -> alt.Axis:
     return alt.Axis(format=".1f", tickCount=6)
 
 
-def _reference(dense: float, y: str) -> list[Any]:
+def _reference(dense: float, y: str, *, below: bool) -> list[Any]:
+    """The dashed line of the dense network, its label on the side away from the curves."""
     line = alt.Chart(_data([{"dense": dense, "label": f"dense {dense:.4f}"}]))
     height = alt.Y("dense:Q", title=y)
+    label = line.mark_text(style="reference-label", baseline="top" if below else "bottom", dy=4 if below else -3)
     return [
         line.mark_rule(style="reference").encode(y=height),
-        line.mark_text(style="reference-label").encode(y=height, x=alt.value("width"), text="label:N"),
+        label.encode(y=height, x=alt.value("width"), text="label:N"),
     ]
 
 
