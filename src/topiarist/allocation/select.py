@@ -17,8 +17,7 @@ _INTEGER = {
     torch.float32: torch.int32,
     torch.float64: torch.int64,
 }
-_DIGIT = 16  # bits decided per pass: one pass for half precision, two for single, four for double
-_NUM_BINS = 1 << _DIGIT
+_MANY = 1 << 16  # from so many scores on a pass decides 16 bits, below 8, as the bins should be fewer than the scores
 _COUNTED = 1 << 20  # scores per step while counting: many beside the bins, few beside the scores
 _MARKED = 1 << 16  # scores per step while marking, when the masks already take their byte per score
 
@@ -99,21 +98,20 @@ def _check(scores: Mapping[str, Tensor], k: int, gone: Mapping[str, Tensor], kee
 def _find_cut(flats: Mapping[str, Tensor], rank: int, gone: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> _Cut:
     """Follow the ``rank``-th lowest score (from 1) digit by digit; what is left of the rank counts equal scores."""
     dtype = reduce(torch.promote_types, (flat.dtype for flat in flats.values()))
+    width = 16 if sum(flat.numel() for flat in flats.values()) >= _MANY else 8
     prefix = None
-    for shift in range(torch.finfo(dtype).bits - _DIGIT, -1, -_DIGIT):
-        counts = torch.zeros(_NUM_BINS, dtype=torch.int64)
+    for shift in range(torch.finfo(dtype).bits - width, -1, -width):
+        counts = torch.zeros(1 << width, dtype=torch.int64)
         for name, flat in flats.items():
             for part in _candidates(flat, gone.get(name), keep.get(name)):
-                counts += _count_digits(part, dtype, shift, prefix)
-        order = _digit_order(prefix)
+                counts += _count_digits(part.to(dtype), width, shift, prefix)
+        order = _digit_order(width, prefix)
         below = counts[order].cumsum(0)
         place = int(torch.searchsorted(below, rank))
         rank -= int(below[place - 1]) if place else 0
         digit = int(order[place])
-        if prefix is None:
-            prefix = digit - _NUM_BINS if digit >= _NUM_BINS // 2 else digit
-        else:
-            prefix = (prefix << _DIGIT) | digit
+        signed = digit - (1 << width) if digit >> (width - 1) else digit
+        prefix = signed if prefix is None else (prefix << width) | digit
     value = torch.tensor(prefix, dtype=_INTEGER[dtype]).view(dtype).item()
     return _Cut(value, dtype, None if rank == int(counts[digit]) else rank)
 
@@ -126,23 +124,24 @@ def _candidates(flat: Tensor, gone: Tensor | None, keep: Tensor | None) -> Itera
         yield flat[part][~reduce(torch.logical_or, fixed)] if fixed else flat[part]
 
 
-def _count_digits(part: Tensor, dtype: torch.dtype, shift: int, prefix: int | None) -> Tensor:
+def _count_digits(part: Tensor, width: int, shift: int, prefix: int | None) -> Tensor:
     """How often each digit occurs at ``shift`` where the bit pattern begins with ``prefix``: (bins,) on the CPU."""
-    bits = (part.detach().to(dtype) + 0.0).view(_INTEGER[dtype])  # + 0.0 makes −0.0 the pattern of 0.0
+    bits = (part.detach() + 0.0).view(_INTEGER[part.dtype])  # + 0.0 makes −0.0 the pattern of 0.0
     if bits.dtype == torch.int16:
         bits = bits.to(torch.int32)
     if prefix is not None:
-        bits = bits[(bits >> (shift + _DIGIT)) == prefix]
-    digits = (bits >> shift).bitwise_and_(_NUM_BINS - 1)
-    return torch.bincount(digits, minlength=_NUM_BINS).cpu()
+        bits = bits[(bits >> (shift + width)) == prefix]
+    digits = (bits >> shift).bitwise_and_((1 << width) - 1)
+    return torch.bincount(digits, minlength=1 << width).cpu()
 
 
-def _digit_order(prefix: int | None) -> Tensor:
+def _digit_order(width: int, prefix: int | None) -> Tensor:
     """Digits from the lowest float to the highest: magnitudes descend where the sign bit is set."""
+    digits = torch.arange(1 << width)
     if prefix is None:
-        half = _NUM_BINS // 2
-        return torch.cat([torch.arange(_NUM_BINS - 1, half - 1, -1), torch.arange(half)])
-    return torch.arange(_NUM_BINS - 1, -1, -1) if prefix < 0 else torch.arange(_NUM_BINS)
+        negative, positive = digits.tensor_split(2)[::-1]
+        return torch.cat([negative.flip(0), positive])
+    return digits.flip(0) if prefix < 0 else digits
 
 
 def _mark(
