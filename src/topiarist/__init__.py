@@ -1,0 +1,35 @@
+"""topiarist: prune PyTorch networks. One `Plan`, two executors (`mask` and `shrink`), one invariant (`verify`)."""
+
+from topiarist import allocation, graph, recover, saliency, schedule, structure
+from topiarist.errors import TopiaristError
+from topiarist.graph import Axes, trace
+from topiarist.io import load, save
+from topiarist.mask import mask, unmask
+from topiarist.plan import Budget, Plan
+from topiarist.planning import plan, sensitivity
+from topiarist.pruning import PruneResult, prune
+from topiarist.shrink import shrink, verify
+
+__all__ = [
+    "Axes",
+    "Budget",
+    "Plan",
+    "PruneResult",
+    "TopiaristError",
+    "allocation",
+    "graph",
+    "load",
+    "mask",
+    "plan",
+    "prune",
+    "recover",
+    "saliency",
+    "save",
+    "schedule",
+    "sensitivity",
+    "shrink",
+    "structure",
+    "trace",
+    "unmask",
+    "verify",
+]

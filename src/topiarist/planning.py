@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,8 +15,10 @@ from topiarist import allocation as allocations
 from topiarist import saliency as saliencies
 from topiarist import structure as structures
 from topiarist.allocation import Allocation, Candidates
+from topiarist.allocation.sensitivity import GRID, SensitivityTable, analyse
 from topiarist.errors import InputError
 from topiarist.graph import Axes, trace
+from topiarist.mask.attach import masked
 from topiarist.plan import Budget, Plan, Slice, Units
 from topiarist.saliency import Saliency
 from topiarist.saliency.base import needs, score
@@ -68,19 +72,66 @@ def plan(
     return planner.plan(saliencies.resolve(saliency), allocations.resolve(allocation), budget, data=data, loss=loss)
 
 
+def sensitivity(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    evaluate: Callable[[nn.Module], Mapping[str, float]],
+    structure: str | Structure = "weight",
+    saliency: str | Saliency = "l2",
+    grid: Sequence[float] = GRID,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    keep: Sequence[str] = (),
+    path: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SensitivityTable:
+    """How much the loss rises when each layer is pruned alone, over a grid of ratios, without training.
+
+    The table turns into ratios by the equal-loss rule: ``allocation=topiarist.allocation.Sensitivity(table)``. The
+    analysis works on a copy; ``model`` is left as it is.
+
+    Args:
+        evaluate: maps a model to ``{"loss": …, "accuracy": …}``; use data that is not the test set.
+        grid: the ratios, in (0, 1].
+        path: a file that keeps the table cell by cell; an interrupted analysis goes on from it.
+        progress: called with the number of cells done and of all cells.
+
+    Raises:
+        InputError: an argument cannot be used.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> table = sensitivity(net, torch.zeros(1, 4), grid=[0.5],
+        ...                     evaluate=lambda m: {"loss": float(m(torch.ones(1, 4)).sum()), "accuracy": 0.5})
+        >>> table.layers
+        ('0.weight', '2.weight')
+    """
+    work = copy.deepcopy(model)
+    planner = Planner(work, trace(work, example_inputs), structures.resolve(structure), keep)
+    candidates = planner.candidates(saliencies.resolve(saliency), data, loss, {})
+    return analyse(
+        work, candidates, lambda removed: masked(work, planner.make(removed)), evaluate, grid, path, progress
+    )
+
+
 @dataclass(frozen=True)
 class Planner:
-    """A traced model and its units: makes plans, again and again as weights change."""
+    """A traced model and its units: makes plans, again and again as weights change.
+
+    ``excluded`` maps units that may not go to the reason.
+    """
 
     model: nn.Module
     axes: Axes
     structure: Structure
     keep: Sequence[str] = ()
+    excluded: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def units(self) -> tuple[Units, ...]:
         """The sets of units that may go."""
-        return tuple(self.structure.units(self.axes, self.keep))
+        return tuple(u for u in self.structure.units(self.axes, self.keep) if u.name not in self.excluded)
 
     def plan(
         self,

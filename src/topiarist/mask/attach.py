@@ -8,6 +8,8 @@ them. The removed values are kept aside, so that a mask comes off without a trac
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -87,6 +89,16 @@ def unmask(model: nn.Module, *, restore: bool = True) -> nn.Module:
                 entry.parameter[entry.removed.to(entry.parameter.device)] = entry.values.to(entry.parameter.device)
     _drop_hook_if_idle()
     return model
+
+
+@contextmanager
+def masked(model: nn.Module, plan: Plan) -> Iterator[nn.Module]:
+    """Inside the ``with``, ``model`` is masked by ``plan``; afterwards it is bit for bit as it was."""
+    mask(model, plan)
+    try:
+        yield model
+    finally:
+        unmask(model)
 
 
 def active_plan(model: nn.Module) -> Plan | None:

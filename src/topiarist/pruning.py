@@ -1,0 +1,228 @@
+"""The whole loop in one call: plan, mask, recover, and again along a schedule; then shrink and verify."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from topiarist import allocation as allocations
+from topiarist import recover as recoveries
+from topiarist import saliency as saliencies
+from topiarist import schedule as schedules
+from topiarist import structure as structures
+from topiarist.allocation import Allocation
+from topiarist.errors import InputError, ShrinkError
+from topiarist.graph import trace
+from topiarist.journal import Journal, Progress
+from topiarist.mask import mask, unmask
+from topiarist.plan import Budget, Plan
+from topiarist.planning import Loss, Planner
+from topiarist.recover import Checkpoints, Recovery, RecoveryContext, TrainingRecipe
+from topiarist.saliency import Saliency
+from topiarist.schedule import Schedule
+from topiarist.shrink import Verification, shrink, verify
+from topiarist.structure import Structure
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+OnStep = Callable[[Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class PruneResult:
+    """What `prune` returns.
+
+    ``model`` is smaller for structures that shrink, and masked (see `topiarist.unmask`) for single weights. ``curve``
+    has one row per pruning step: ``step``, the fractions `Plan.achieved` names, and what ``evaluate`` returned after
+    recovery; ``history`` one row per training step: ``step`` (of pruning), ``batch``, ``loss``, ``lr``. ``excluded``
+    maps axes that could not be cut in this model to the reason.
+    """
+
+    model: nn.Module
+    plan: Plan
+    curve: tuple[Mapping[str, float], ...]
+    history: tuple[Mapping[str, float], ...]
+    verification: Verification | None
+    excluded: Mapping[str, str]
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    structure: str | Structure = "weight",
+    saliency: str | Saliency = "l2",
+    allocation: str | Mapping[str, float] | Allocation = "global",
+    budget: Budget | None = None,
+    schedule: str | Schedule = "one-shot",
+    steps: int | None = None,
+    recover: str | Recovery = "none",
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    evaluate: Evaluate | None = None,
+    keep: Sequence[str] = (),
+    recipe: TrainingRecipe | None = None,
+    checkpoints: Checkpoints | None = None,
+    folder: str | Path | None = None,
+    on_step: OnStep | None = None,
+) -> PruneResult:
+    """Prune ``model`` to ``budget``: plan, mask and recover at each step of ``schedule``, then shrink and verify.
+
+    ``model`` is left as it is. The first eight arguments are those of `topiarist.plan`.
+
+    Args:
+        schedule: how much at which step: ``"one-shot"``, ``"linear"``, ``"cubic"``, ``"exponential"``,
+            ``"constant-fraction"`` or a function ``(progress, final) -> fraction removed``.
+        steps: how many pruning steps; defaults to what the schedule itself asks for, else 1.
+        recover: what follows each cut: ``"none"``, ``"fine-tune"``, ``"recalibrate"``, ``"rewind"``, ``"lr-rewind"``,
+            ``"reinitialize"`` or an object such as ``FineTune(epochs=2)``.
+        data: batches ``(inputs, targets)``, for criteria that need gradients and for recovery.
+        loss: maps outputs and targets to a scalar.
+        evaluate: called on the model after each step; what it returns (``{"accuracy": …}``) joins the curve.
+        recipe: how the model was trained, for recoveries that replay it.
+        checkpoints: states of that training, for recoveries that rewind to one.
+        folder: where each completed step is saved; the same call goes on after the last one.
+        on_step: called with every row of training and of the curve.
+
+    Raises:
+        InputError: an argument cannot be used, or ``folder`` holds another run.
+        TraceError: the model does not run on ``example_inputs``.
+        BudgetError: the budget cannot be reached.
+        ShrinkError: the smaller model is not the masked one.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> result = prune(net, torch.zeros(1, 4), structure="channel", budget=Budget(macs=0.5))
+        >>> result.model[0].out_features, result.verification.passed
+        (4, True)
+    """
+    run = _Run(
+        planner=_sound_planner(model, example_inputs, structures.resolve(structure), keep),
+        saliency=saliencies.resolve(saliency),
+        allocation=allocations.resolve(allocation),
+        schedule=schedules.resolve(schedule),
+        recover=recoveries.resolve(recover),
+        context=RecoveryContext(data=data, loss=loss, checkpoints=checkpoints, recipe=recipe),
+        evaluate=evaluate,
+        on_step=on_step,
+    )
+    num_steps = _num_steps(steps, run.schedule, budget)
+    journal = Journal.open(folder, model, run.describe(budget, num_steps))
+    work, progress = run.loop(copy.deepcopy(model), budget, num_steps, journal)
+    plan, checked = progress.plan, None
+    if plan is None:
+        raise InputError("nothing was pruned: steps must be 1 or more")
+    if run.planner.structure.is_physical:
+        unmask(work, restore=False)
+        small = shrink(work, plan, example_inputs)
+        checked = verify(work, small, plan, example_inputs)
+        if not checked.passed:
+            raise ShrinkError(f"{checked}; the model is untouched. Please report this model: a rule is wrong")
+        work = small
+    return PruneResult(work, plan, tuple(progress.curve), tuple(progress.history), checked, run.planner.excluded)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    planner: Planner
+    saliency: Saliency
+    allocation: Allocation
+    schedule: Schedule
+    recover: Recovery
+    context: RecoveryContext
+    evaluate: Evaluate | None
+    on_step: OnStep | None
+
+    def describe(self, budget: Budget | None, num_steps: int) -> dict[str, Any]:
+        """What makes two calls the same run; objects are told apart by their repr."""
+        return {
+            "structure": repr(self.planner.structure),
+            "saliency": _describe(self.saliency),
+            "allocation": _describe(self.allocation),
+            "schedule": _describe(self.schedule),
+            "recover": _describe(self.recover),
+            "budget": repr(budget),
+            "keep": list(self.planner.keep),
+            "num_steps": num_steps,
+        }
+
+    def loop(
+        self, work: nn.Module, budget: Budget | None, num_steps: int, journal: Journal
+    ) -> tuple[nn.Module, Progress]:
+        """Plan, mask, recover, evaluate, save; from where the journal left off."""
+        work, progress = journal.resume(work)
+        for step in range(len(progress.curve) + 1, num_steps + 1):
+            planner = replace(self.planner, model=work)
+            target = budget and budget.with_removed(self.schedule(step / num_steps, budget.removed))
+            gone = dict(progress.plan.removed) if progress.plan is not None else {}
+            plan = planner.plan(
+                self.saliency, self.allocation, target, data=self.context.data, loss=self.context.loss, gone=gone
+            )
+            mask(work, plan)
+            rows = self.recover(work, replace(self.context, plan=plan, progress=self._training_progress(step, num_steps)))
+            history = [{**row, "step": step, "batch": row["step"]} for row in rows]
+            row = {"step": step, "num_steps": num_steps, **plan.achieved, **(self.evaluate(work) if self.evaluate else {})}
+            progress = Progress(plan, (*progress.curve, row), (*progress.history, *history))
+            journal.save(work, progress)
+            if self.on_step is not None:
+                self.on_step(row)
+        return work, progress
+
+    def _training_progress(self, step: int, num_steps: int) -> OnStep | None:
+        on_step = self.on_step
+        if on_step is None:
+            return None
+        return lambda row: on_step({"pruning_step": step, "num_pruning_steps": num_steps, **row})
+
+
+def _num_steps(steps: int | None, schedule: Schedule, budget: Budget | None) -> int:
+    own = getattr(schedule, "num_steps", None)
+    if steps is None:
+        steps = int(own(budget.removed)) if own is not None and budget is not None else 1
+    if steps < 1:
+        raise InputError(f"steps must be 1 or more, got {steps}")
+    if budget is None and steps > 1:
+        raise InputError(f"{steps} steps need a budget to approach; an allocation with its own amounts takes one step")
+    return steps
+
+
+def _sound_planner(model: nn.Module, example_inputs: Any, structure: Structure, keep: Sequence[str]) -> Planner:
+    """A planner whose every axis can be cut in this model: tried with one unit of each, before any training.
+
+    Where the smaller model does not run or differs from the masked one, each axis is tried alone, and those at fault
+    are excluded, with the reason.
+    """
+    planner = Planner(model, trace(model, example_inputs), structure, keep)
+    if not structure.is_physical or _fault(planner, example_inputs, [u.name for u in planner.units]) is None:
+        return planner
+    excluded = {u.name: why for u in planner.units if (why := _fault(planner, example_inputs, [u.name])) is not None}
+    planner = replace(planner, excluded=excluded)
+    together = _fault(planner, example_inputs, [u.name for u in planner.units])
+    if together is not None:
+        raise ShrinkError(f"axes that can be cut alone cannot be cut together: {together}")
+    return planner
+
+
+def _fault(planner: Planner, example_inputs: Any, names: Sequence[str]) -> str | None:
+    """Why the named axes cannot each lose their first unit, or None where they can."""
+    removed = {u.name: torch.zeros(u.num, dtype=torch.bool) for u in planner.units}
+    for name in names:
+        removed[name][0] = True
+    try:
+        plan = planner.make(removed)
+        small = shrink(planner.model, plan, example_inputs)
+        checked = verify(planner.model, small, plan, example_inputs)
+    except (InputError, ShrinkError) as error:
+        return str(error)
+    return None if checked.passed else str(checked)
+
+
+def _describe(part: object) -> str:
+    """A repr without addresses: a function by its module and name."""
+    name = getattr(part, "__qualname__", None)
+    return f"{getattr(part, '__module__', '')}.{name}" if name is not None else repr(part)
