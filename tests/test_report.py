@@ -492,6 +492,11 @@ def test_tradeoff_has_a_band_only_over_seeds_and_a_line_only_with_a_reference() 
     assert marks(plots.tradeoff_chart(once, dense=0.9)) == ["line", "point", "rule", "text"]
 
 
+def test_tradeoff_of_one_value_still_has_an_axis() -> None:
+    chart = plots.specification(plots.tradeoff_chart([plots.TradeoffPoint("global", 1.0, 0.5)], dense=0.5))
+    assert chart["layer"][0]["encoding"]["y"]["scale"] == {"domain": [0.49, 0.51]}
+
+
 def test_tradeoff_refuses_what_it_cannot_draw() -> None:
     with pytest.raises(InputError, match="at least one point"):
         plots.tradeoff_chart([])

@@ -232,20 +232,20 @@ def _figures(record: RunRecord) -> dict[str, Figure | None]:
             "layers-chart",
             "Where it was cut",
             "Sparsity is the fraction removed from a layer. Pale: before; solid: after.",
-            _spec(plots.layers_chart(record.layers, series=series)) if record.layers else None,
+            plots.specification(plots.layers_chart(record.layers, series=series)) if record.layers else None,
             "No chart: the record holds no layers.",
         ),
         "histograms": Figure(
             "histograms-chart",
             "Distribution of the weights, before and after",
             "Counts of the non-zero weights of each layer; exact zeros are left out and given beside its name.",
-            _spec(plots.histograms_chart(shown)) if shown else None,
+            plots.specification(plots.histograms_chart(shown)) if shown else None,
             "No chart: the record holds no histograms.",
         ),
         "more_histograms": Figure(
             "more-histograms-chart",
             f"Distribution of the weights, {len({h.layer for h in folded})} more layers",
-            spec=_spec(plots.histograms_chart(folded)),
+            spec=plots.specification(plots.histograms_chart(folded)),
         )
         if folded
         else None,
@@ -272,7 +272,7 @@ def _tradeoff(record: RunRecord, x: plots.X, series: Sequence[str]) -> Figure:
         f"tradeoff-{x.replace('_', '-')}",
         f"Accuracy against {what}",
         "Further right is further pruned." if points else "",
-        _spec(chart) if chart is not None else None,
+        plots.specification(chart) if chart is not None else None,
         f"No chart: the record holds no accuracy measured along {what}.",
     )
 
@@ -284,7 +284,7 @@ def _sensitivity(record: RunRecord) -> Figure:
         "sensitivity-chart",
         "What each layer alone can lose",
         "One layer is pruned at a time, without recovery; a cell's colour is what that costs." if read else "",
-        _spec(plots.sensitivity_chart(table)) if table and read else None,
+        plots.specification(plots.sensitivity_chart(table)) if table and read else None,
         "No heat-map: no sensitivity scan was part of this run.",
     )
 
@@ -298,7 +298,7 @@ def _history(record: RunRecord, series: Sequence[str]) -> Figure:
         "history-chart",
         "Over the steps of the run",
         caption,
-        _spec(plots.history_chart(rows, series=series)) if read else None,
+        plots.specification(plots.history_chart(rows, series=series)) if read else None,
         "No chart: the record holds no steps.",
     )
 
@@ -307,7 +307,3 @@ def _split(histograms: Sequence[Histogram]) -> tuple[list[Histogram], list[Histo
     """The histograms of the first layers, and those to fold away."""
     first = set(list(dict.fromkeys(h.layer for h in histograms))[:_MOST_PANELS])
     return [h for h in histograms if h.layer in first], [h for h in histograms if h.layer not in first]
-
-
-def _spec(chart: plots.Chart) -> dict[str, Any]:
-    return plots.specification(chart)

@@ -143,7 +143,9 @@ def tradeoff_chart(
         x=alt.X("x:Q", title=_X_TITLES[x], scale=_x_scale(x, [row["x"] for row in rows]), axis=_x_axis(x)),
         color=_color(names),
     )
-    value = alt.Y("mean:Q", title=y, scale=alt.Scale(zero=False, nice=True))
+    value = alt.Y(
+        "mean:Q", title=y, scale=_y_scale([*(row["mean"] for row in rows), *([] if dense is None else [dense])])
+    )
     layers: list[Any] = [
         base.mark_line().encode(y=value, order="x:Q"),
         base.mark_point(style="point").encode(
@@ -184,6 +186,12 @@ def _x_scale(x: X, values: Sequence[float]) -> alt.Scale:
     if x == "compression":
         return alt.Scale(type="log", base=2, domain=[min(1.0, *values), max(2.0, *values)], nice=False)
     return alt.Scale(domain=[max(1.0, *values), 0.0])
+
+
+def _y_scale(values: Sequence[float]) -> alt.Scale:
+    """Around the values; where they are all the same, a hundredth to each side, so that the axis has numbers."""
+    flat = min(values) == max(values)
+    return alt.Scale(domain=[values[0] - 0.01, values[0] + 0.01]) if flat else alt.Scale(zero=False, nice=True)
 
 
 def _x_axis(x: X) -> alt.Axis:
@@ -359,7 +367,7 @@ def history_chart(rows: Sequence[StepRow], *, series: Sequence[str] = (), width:
         last = place == len(panels) - 1
         stepwise: Any = {"interpolate": "step-after"} if field == "removed" else {}
         scale = alt.Scale(domain=[0, 1]) if field == "removed" else alt.Scale(zero=field == "lr", nice=True)
-        axis = alt.Axis(labels=last, ticks=last, grid=False, tickCount=8, format="d")
+        axis = alt.Axis(labels=last, ticks=last, grid=False, tickCount=8, tickMinStep=1, format="d")
         charts.append(
             alt.Chart(data)
             .mark_line(strokeWidth=1.6, **stepwise)
