@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +65,7 @@ def reinitialize(model: nn.Module, seed: int = 0) -> None:
     reapply(model)
 
 
-def _reset(module: nn.Module) -> Callable[[], Any] | None:
+def _reset(module: nn.Module) -> Any:
     for name in ("reset_parameters", "_reset_parameters"):  # the second is torch's own, in attention
         if callable(reset := getattr(module, name, None)):
             return reset
