@@ -59,6 +59,7 @@ class Trace:
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
         self.used: set[str] = set()
+        self.parameters: set[str] = set()
         self.counting = True
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
 
@@ -268,6 +269,8 @@ def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
         first[id(tensor)] = name
         axes = tuple(state.graph.leaf(size) for size in tensor.shape)
         state.put(tensor, axes, source=name)
+        if kind == "parameter":
+            state.parameters.add(name)
         tensors[name] = TensorInfo(axes, kind, tensor.element_size())
     return tensors
 

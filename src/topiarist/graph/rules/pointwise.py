@@ -42,7 +42,7 @@ def pointwise(trace: Trace, out: Tensor, operands: Sequence[Any], operator: str,
                 flags.append(None)
         axes.append(axis)
         zeros.append(_zero(flags, keeps_zero))
-    sources = {trace[t].source for t in tensors if t.shape == out.shape} - {None}
+    sources = {trace[t].source for t in tensors if t.shape == out.shape} & trace.parameters
     trace.put(out, axes[::-1], zeros[::-1], source=sources.pop() if len(sources) == 1 else None)
 
 
