@@ -1,0 +1,39 @@
+# The commands of the project. Each sets up what it needs first and is quick when nothing has changed.
+#   make demo    install, then prune a small network and write its report
+#   make test    install, then the tests         (make test ARGS="tests/test_cli.py -x")
+#   make check   linter, formatter and type checker
+#   make bench   the benchmarks, as ratios measured in one interleaved run
+#   make docs    regenerate docs/cli.md from the commands themselves
+# PYTHON=python3.12 chooses the interpreter, VENV=… the place of the environment.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+ARGS ?=
+
+.PHONY: demo test check bench docs
+
+demo: $(STAMP)
+	$(BIN)/topiarist demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+docs: $(STAMP)
+	$(BIN)/typer topiarist.cli.app utils docs --name topiarist --output docs/cli.md
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no python3 found; name one: make PYTHON=/path/to/python3.11 …"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	@touch $@
