@@ -119,8 +119,11 @@ def reapply(model: nn.Module) -> None:
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     del args, kwargs
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for attachment in list(_attached.values()):
         for entry in attachment.tensors.values():
+            if id(entry.parameter) not in stepped:
+                continue
             removed = _on(entry.removed, entry.parameter)
             entry.parameter.masked_fill_(removed, 0)
             for value in optimizer.state.get(entry.parameter, {}).values():
