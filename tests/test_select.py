@@ -100,12 +100,9 @@ def test_gone_go_first_and_kept_never(scores, data):
     assert {(n, i) for n in found for i in found[n].nonzero().flatten().tolist()} == expected
 
 
-@pytest.mark.parametrize("many", [1, 1 << 16], ids=["wide digits", "narrow digits"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_chunks(dtype, many, monkeypatch):
-    monkeypatch.setattr("topiarist.allocation.select._MANY", many)
-    monkeypatch.setattr("topiarist.allocation.select._COUNTED", 97)
-    monkeypatch.setattr("topiarist.allocation.select._MARKED", 31)
+def test_many_chunks(dtype, monkeypatch):
+    monkeypatch.setattr("topiarist.allocation.select._STEP", 97)
     scores = {
         n: torch.from_numpy(np.random.default_rng(i).normal(size=1000).round(1)).to(dtype) for i, n in enumerate("abc")
     }

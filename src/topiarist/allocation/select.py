@@ -17,9 +17,9 @@ _INTEGER = {
     torch.float32: torch.int32,
     torch.float64: torch.int64,
 }
-_MANY = 1 << 16  # from so many scores on a pass decides 16 bits, below 8, as the bins should be fewer than the scores
-_COUNTED = 1 << 20  # scores per step while counting: many beside the bins, few beside the scores
-_MARKED = 1 << 16  # scores per step while marking, when the masks already take their byte per score
+_WIDTH = 11  # bits decided per pass: two passes for half precision, three for single, six for double
+_STEP = (1 << 15) - 1  # scores per step on the CPU: torch starts no threads for fewer than 2¹⁵, and waits for none
+_STEP_ELSEWHERE = 1 << 24  # scores per step on other devices, where a step costs a launch
 
 
 def select(
@@ -98,9 +98,10 @@ def _check(scores: Mapping[str, Tensor], k: int, gone: Mapping[str, Tensor], kee
 def _find_cut(flats: Mapping[str, Tensor], rank: int, gone: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> _Cut:
     """Follow the ``rank``-th lowest score (from 1) digit by digit; what is left of the rank counts equal scores."""
     dtype = reduce(torch.promote_types, (flat.dtype for flat in flats.values()))
-    width = 16 if sum(flat.numel() for flat in flats.values()) >= _MANY else 8
-    prefix = None
-    for shift in range(torch.finfo(dtype).bits - width, -1, -width):
+    prefix, shift = None, torch.finfo(dtype).bits
+    while shift:
+        width = min(_WIDTH, shift)
+        shift -= width
         counts = torch.zeros(1 << width, dtype=torch.int64)
         for name, flat in flats.items():
             for part in _candidates(flat, gone.get(name), keep.get(name)):
@@ -116,12 +117,16 @@ def _find_cut(flats: Mapping[str, Tensor], rank: int, gone: Mapping[str, Tensor]
     return _Cut(value, dtype, None if rank == int(counts[digit]) else rank)
 
 
+def _steps(flat: Tensor) -> Iterator[slice]:
+    step = _STEP if flat.device.type == "cpu" else _STEP_ELSEWHERE
+    return (slice(start, start + step) for start in range(0, flat.numel(), step))
+
+
 def _candidates(flat: Tensor, gone: Tensor | None, keep: Tensor | None) -> Iterator[Tensor]:
     """The scores that are neither gone nor kept, some at a time."""
-    for start in range(0, flat.numel(), _COUNTED):
-        part = slice(start, start + _COUNTED)
-        fixed = [mask.reshape(-1)[part] for mask in (gone, keep) if mask is not None]
-        yield flat[part][~reduce(torch.logical_or, fixed)] if fixed else flat[part]
+    fixed = [mask.reshape(-1) for mask in (gone, keep) if mask is not None]
+    for step in _steps(flat):
+        yield flat[step][~reduce(torch.logical_or, (mask[step] for mask in fixed))] if fixed else flat[step]
 
 
 def _count_digits(part: Tensor, width: int, shift: int, prefix: int | None) -> Tensor:
@@ -153,16 +158,15 @@ def _mark(
         flat = score.detach().reshape(-1)
         mask = torch.empty(flat.shape, dtype=torch.bool, device=flat.device)
         never = [m[name].reshape(-1) for m in (gone, keep) if name in m]
-        for start in range(0, flat.numel(), _MARKED):
-            place = slice(start, start + _MARKED)
-            part = flat[place].to(cut.dtype)
-            (torch.le if num_left is None else torch.lt)(part, cut.value, out=mask[place])
+        for step in _steps(flat):
+            part = flat[step].to(cut.dtype)
+            (torch.le if num_left is None else torch.lt)(part, cut.value, out=mask[step])
             if num_left:
                 equal = part == cut.value
                 for other in never:
-                    equal.masked_fill_(other[place], False)
+                    equal.masked_fill_(other[step], False)
                 first = equal.nonzero()[:num_left]
-                mask[place][first] = True
+                mask[step][first] = True
                 num_left -= first.numel()
         if name in keep:
             mask.masked_fill_(keep[name].reshape(-1), False)
