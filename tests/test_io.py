@@ -25,6 +25,7 @@ from topiarist.errors import FormatError, InputError
 from topiarist.graph.attributes import integer_attributes
 from topiarist.io import format as layout
 from topiarist.io import load, load_plan, save
+from topiarist.mask.attach import active_plan, mask, unmask
 from topiarist.plan import Plan
 
 
@@ -147,62 +148,89 @@ def test_every_dtype_keeps_its_bits_dense_and_sparse(tmp_path: Path, dtype: torc
             )
 
     model = Holder()
+    if dtype.is_floating_point:
+        model.masked[-3:] = -0.0
     save(model, tmp_path)
     described = json.loads((tmp_path / layout.DESCRIPTION).read_text())["tensors"]
-    assert described["masked"]["storage"] == "sparse"
+    assert described["masked"]["storage"] == ("sparse-signed" if dtype.is_floating_point else "sparse")
     assert_same(model, load(tmp_path, build=Holder))
 
 
-def test_zeros_take_an_eighth_of_a_byte_and_negative_zero_stays(tmp_path: Path) -> None:
+def test_zeros_take_an_eighth_of_a_byte_and_negative_zeros_a_quarter(tmp_path: Path) -> None:
     model = nn.Linear(256, 256, bias=False)
-    keep = torch.rand(256, 256) > 0.9
-    model.weight.data *= keep
-    model.weight.data[0, :4] = torch.tensor([-0.0, float("nan"), float("inf"), 1e-45])
-    save(model, tmp_path)
-    num_stored = int((model.weight.detach().view(torch.int32) != 0).sum())
-    expected = 256 * 256 // 8 + 4 * num_stored
-    assert expected < (tmp_path / layout.WEIGHTS).stat().st_size < expected + 400
-    assert_same(model, load(tmp_path, build=lambda: nn.Linear(256, 256, bias=False)))
+    removed = torch.rand(256, 256) < 0.9
+    model.weight.data.masked_fill_(removed, 0)
+    model.weight.data[0, :3] = torch.tensor([float("nan"), float("inf"), 1e-45])
+    num, num_stored = 256 * 256, int((model.weight != 0).sum())
+    for storage, expected in (("sparse", num / 8), ("sparse-signed", num / 8 + (num - num_stored) / 8)):
+        expected += 4 * num_stored
+        save(model, tmp_path)
+        assert json.loads((tmp_path / layout.DESCRIPTION).read_text())["tensors"]["weight"]["storage"] == storage
+        assert expected < (tmp_path / layout.WEIGHTS).stat().st_size < expected + 500
+        assert_same(model, load(tmp_path, build=lambda: nn.Linear(256, 256, bias=False)))
+        model.weight.data[model.weight == 0] *= -1  # as a negative weight times a mask leaves it
 
 
-@settings(max_examples=80, deadline=None)
+def pack_by_loop(flags: list[bool]) -> bytes:
+    packed = bytearray((len(flags) + 7) // 8)
+    for i, flag in enumerate(flags):
+        packed[i // 8] |= flag << (7 - i % 8)
+    return bytes(packed)
+
+
+SIGN = 1 << 31
+
+
+@settings(max_examples=100, deadline=None)
 @given(
-    st.lists(st.sampled_from([0, 0, 0, 1 << 31, 0x7FC00001, 0xFFFFFFFF, 1, 0x3F800000]), max_size=300), st.booleans()
+    st.lists(st.sampled_from([0, 0, 0, SIGN, 0x7FC00001, 0xFFFFFFFF, 1, 0x3F800000]), max_size=300),
+    st.booleans(),
+    st.booleans(),
 )
-def test_sparse_codec_is_exact_and_never_larger(words: list[int], pad: bool) -> None:
+def test_sparse_codec_is_exact_and_never_larger(words: list[int], pad: bool, integers: bool) -> None:
     array = np.array(words + [0] * (200 * pad), np.uint32)
-    tensor = torch.from_numpy(array.view(np.float32).copy())
+    tensor = torch.from_numpy(array.view(np.int32 if integers else np.float32).copy())
     parts = layout.encode(tensor)
     if "" in parts:
         assert bits(parts[""]) == array.tobytes()
         return
-    expected_bits = bytearray((len(array) + 7) // 8)  # the oracle: a loop over entries
-    for i, word in enumerate(array):
-        expected_bits[i // 8] |= (int(word) != 0) << (7 - i % 8)
-    assert bits(parts[layout.BITS]) == bytes(expected_bits)
-    assert bits(parts[layout.VALUES]) == array[array != 0].tobytes()
+    zero = [word == 0 or (word == SIGN and not integers) for word in array.tolist()]
+    assert bits(parts[layout.BITS]) == pack_by_loop([not z for z in zero])
+    assert bits(parts[layout.VALUES]) == array[~np.array(zero)].tobytes()
+    negative = [word == SIGN for word, z in zip(array.tolist(), zero, strict=True) if z]
+    assert (layout.SIGNS in parts) == any(negative)
+    if any(negative):
+        assert bits(parts[layout.SIGNS]) == pack_by_loop(negative)
     assert sum(part.nbytes for part in parts.values()) < tensor.nbytes
-    decoded = layout.decode(parts[layout.BITS], parts[layout.VALUES], list(tensor.shape))
+    decoded = layout.decode(
+        parts[layout.BITS], parts[layout.VALUES], parts.get(layout.SIGNS), list(tensor.shape), tensor.dtype
+    )
     assert bits(decoded) == array.tobytes()
 
 
-def test_a_codec_that_compares_values_would_lose_negative_zero() -> None:
+def test_a_codec_without_signs_would_lose_negative_zeros() -> None:
     tensor = torch.zeros(2000)
     tensor[5] = -0.0
     parts = layout.encode(tensor)
-    kept = tensor != 0  # the sabotaged twin: zero by value
-    assert bits(layout.decode(parts[layout.BITS], parts[layout.VALUES], [2000])) == bits(tensor)
-    assert int(kept.sum()) != parts[layout.VALUES].numel()
+    whole = (parts[layout.BITS], parts[layout.VALUES])
+    assert bits(layout.decode(*whole, parts[layout.SIGNS], [2000], torch.float32)) == bits(tensor)
+    assert bits(layout.decode(*whole, None, [2000], torch.float32)) != bits(tensor)  # the sabotaged twin
 
 
 @pytest.mark.parametrize(
-    ("packed", "values", "shape"),
-    [([255, 1], 9, [15]), ([255, 128], 8, [9]), ([255], 8, [9]), ([255, 0, 0], 8, [9]), ([255], 8, [2**40])],
-    ids=["padding bit", "too few values", "too few bits", "too many bits", "huge shape"],
+    ("packed", "values", "signs", "shape"),
+    [
+        ([255, 1], 9, None, [15]), ([255, 128], 8, None, [9]), ([255], 8, None, [9]), ([255, 0, 0], 8, None, [9]),
+        ([255], 8, None, [2**40]), ([255, 0], 8, [0, 0], [9]), ([255, 0], 8, [1], [9]),
+    ],
+    ids=["padding bit", "few values", "few bits", "many bits", "huge shape", "many signs", "padding sign"],
 )  # fmt: skip
-def test_bits_that_do_not_fit_are_refused(packed: list[int], values: int, shape: list[int]) -> None:
+def test_bits_that_do_not_fit_are_refused(
+    packed: list[int], values: int, signs: list[int] | None, shape: list[int]
+) -> None:
+    as_bytes = [None if b is None else torch.tensor(b, dtype=torch.uint8) for b in (packed, signs)]
     with pytest.raises(FormatError):
-        layout.decode(torch.tensor(packed, dtype=torch.uint8), torch.ones(values), shape)
+        layout.decode(as_bytes[0], torch.ones(values), as_bytes[1], shape, torch.float32)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------- what load builds
@@ -314,6 +342,24 @@ def test_the_plan_is_kept(tmp_path: Path) -> None:
     read = load_plan(save(model, tmp_path / "with", plan=plan))
     assert read == plan
     assert read.requested == {"sparsity": 0.3}
+    assert active_plan(load(tmp_path / "with", build=lambda: nn.Linear(3, 2))) is None
+
+
+def test_a_masked_model_comes_back_masked(tmp_path: Path) -> None:
+    model = nn.Linear(30, 20)
+    plan = Plan("weight", {"weight": torch.rand(600) < 0.9})
+    mask(model, plan)
+    loaded = load(save(model, tmp_path), build=lambda: nn.Linear(30, 20))
+    assert active_plan(loaded) == plan
+    optimizer = torch.optim.SGD(loaded.parameters(), 0.1, momentum=0.9)
+    loaded(torch.randn(4, 30)).square().sum().backward()
+    optimizer.step()
+    assert (loaded.weight.detach().flatten()[plan.removed["weight"]] == 0).all()
+    assert (loaded.weight.detach() != model.weight.detach()).any()
+    with pytest.raises(InputError, match="is masked by"):
+        save(model, tmp_path, plan=Plan("weight", {"weight": torch.zeros(600, dtype=torch.bool)}))
+    for each in (model, loaded):
+        unmask(each)
 
 
 # ------------------------------------------------------------------------------------------------- what save refuses
@@ -501,6 +547,7 @@ def entry(name: str, **values: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda raw: raw["tensors"][name].update(values)
 
 
+OTHER = json.loads(Plan("weight", {"other": torch.tensor([True])}).to_json())
 HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "unknown key": lambda raw: raw.update({"class": "os.system"}),
     "class in an entry": entry("0.bias", **{"class": "torch.nn.Linear"}),
@@ -540,6 +587,10 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "tensor under another name": lambda raw: raw["tensors"].update({"0.b": raw["tensors"].pop("0.bias")}),
     "weights of another size": lambda raw: raw["weights"].update(bytes=1),
     "weights elsewhere": lambda raw: raw["weights"].update(file="../../secret"),
+    "masked without a plan": lambda raw: raw.update(masked=True),
+    "plan is text": lambda raw: raw.update(plan="os.system"),
+    "plan of another kind": lambda raw: raw.update(plan={"format": "pickle"}),
+    "plan for another model": lambda raw: raw.update(masked=True, plan=OTHER),
     "digest of another kind": lambda raw: raw["weights"].update(sha256="0"),
 }  # fmt: skip
 

@@ -27,8 +27,14 @@ VERSION = 1
 WEIGHTS = "model.safetensors"
 PREVIOUS = "model.safetensors.previous"  # the old weights, while a save replaces them
 DESCRIPTION = "model.json"
-BITS, VALUES = ".__bits__", ".__values__"
-_SECOND_ENTRY = 128  # bytes that a second entry takes in the safetensors header, about
+BITS, VALUES, SIGNS = ".__bits__", ".__values__", ".__signs__"
+Storage = Literal["dense", "sparse", "sparse-signed"]
+SUFFIXES: dict[Storage, tuple[str, ...]] = {
+    "dense": ("",),
+    "sparse": (BITS, VALUES),
+    "sparse-signed": (BITS, VALUES, SIGNS),
+}
+_ENTRY = 128  # bytes that one more entry takes in the safetensors header, about
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -54,7 +60,7 @@ class Entry(_Strict):
     kind: Literal["parameter", "buffer", "derived"]
     dtype: str
     shape: list[Size]
-    storage: Literal["dense", "sparse"]
+    storage: Storage
     requires_grad: bool
 
 
@@ -172,37 +178,60 @@ def _is_private(module: nn.Module, name: str) -> bool:
 def encode(tensor: Tensor) -> dict[str, Tensor]:
     """The tensors that stand for ``tensor`` in the file, by suffix: itself (``""``), or bits and values.
 
-    The second form is taken where it is smaller. Bit i of the row-major order (the highest bit of a byte first) is
-    set where an entry has any bit set, and the values are those entries in the same order: nothing is rounded, and
-    −0.0 and every NaN come back as they were.
+    The second form is taken where it is smaller. Bit i of the row-major order (the highest bit of a byte first) is set
+    where an entry is not zero, and the values are those entries in the same order. Where some of the zeros are −0.0 (a
+    negative weight times a mask), one more bit per zero says which. Nothing is rounded: every zero and every NaN comes
+    back as it was.
 
     Example:
-        >>> {k: v.tolist() for k, v in encode(torch.tensor([0.0] * 100 + [1.5])).items()}[".__values__"]
+        >>> {k: v.tolist() for k, v in encode(torch.tensor([0.0] * 200 + [1.5])).items()}[".__values__"]
         [1.5]
     """
     tensor = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
     flat = tensor.view(-1).view(_INTEGERS[tensor.element_size()])
-    kept = flat != 0
-    num_kept = int(kept.sum())
-    saved = (flat.numel() - num_kept) * flat.element_size() - (flat.numel() + 7) // 8
-    if saved <= _SECOND_ENTRY:
+    kept = (flat & _magnitude(flat) if tensor.is_floating_point() else flat) != 0
+    negative = flat[~kept] != 0
+    parts = {BITS: _packed(kept), VALUES: flat[kept].view(tensor.dtype)}
+    if negative.any():
+        parts[SIGNS] = _packed(negative)
+    if sum(part.nbytes for part in parts.values()) + (len(parts) - 1) * _ENTRY >= tensor.nbytes:
         return {"": tensor}
-    bits = torch.from_numpy(np.packbits(kept.numpy()))
-    return {BITS: bits, VALUES: flat[kept].view(tensor.dtype)}
+    return parts
 
 
-def decode(bits: Tensor, values: Tensor, shape: list[int]) -> Tensor:
-    """The tensor that `encode` stored as ``bits`` and ``values``.
+def decode(bits: Tensor, values: Tensor, signs: Tensor | None, shape: list[int], dtype: torch.dtype) -> Tensor:
+    """The tensor that `encode` stored as ``bits``, ``values`` and perhaps ``signs``.
 
     Raises:
-        FormatError: bits, values and shape do not fit each other.
+        FormatError: they do not fit each other, ``shape`` or ``dtype``.
     """
+    if values.ndim != 1 or values.dtype != dtype:
+        raise FormatError(f"values are {values.dtype} of shape {tuple(values.shape)}, the tensor is {dtype}")
     num = math.prod(shape)
-    if bits.dtype != torch.uint8 or bits.ndim != 1 or values.ndim != 1 or bits.numel() != (num + 7) // 8:
-        raise FormatError(f"{tuple(bits.shape)} bytes of bits do not describe a tensor of shape {tuple(shape)}")
-    unpacked = np.unpackbits(bits.numpy())
-    if unpacked[num:].any() or int(unpacked.sum()) != values.numel():
-        raise FormatError(f"{int(unpacked.sum())} bits are set for {values.numel()} values")
+    kept = _unpacked(bits, num)
+    if int(kept.sum()) != values.numel():
+        raise FormatError(f"{int(kept.sum())} bits are set for {values.numel()} values")
     flat = torch.zeros(num, dtype=_INTEGERS[values.element_size()])
-    flat[torch.from_numpy(unpacked[:num]).to(torch.bool)] = values.view(flat.dtype)
-    return flat.view(values.dtype).reshape(shape)
+    flat[kept] = values.view(flat.dtype)
+    if signs is not None:
+        negative = _unpacked(signs, num - values.numel())
+        flat[~kept] = torch.where(negative, ~_magnitude(flat), 0).to(flat.dtype)
+    return flat.view(dtype).reshape(shape)
+
+
+def _magnitude(flat: Tensor) -> int:
+    """All bits but the highest, the sign of a floating-point number."""
+    return 0x7F if flat.dtype == torch.uint8 else torch.iinfo(flat.dtype).max
+
+
+def _packed(bits: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(bits.numpy()))
+
+
+def _unpacked(packed: Tensor, num: int) -> Tensor:
+    if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() != (num + 7) // 8:
+        raise FormatError(f"{tuple(packed.shape)} bytes of bits are stored where {num} bits are described")
+    bits = np.unpackbits(packed.numpy())
+    if bits[num:].any():
+        raise FormatError("bits are set behind the last entry")
+    return torch.from_numpy(bits[:num]).to(torch.bool)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from topiarist.errors import FormatError, InputError, nearest
 from topiarist.graph import attributes
 from topiarist.io import format as layout
+from topiarist.mask.attach import mask
 from topiarist.plan import Plan
 
 
@@ -22,7 +23,8 @@ def load(path: str | os.PathLike[str], *, build: Callable[[], nn.Module]) -> nn.
     ``build`` is the model's own class, or a function that makes the original (unpruned) model. Its integer attributes
     are set and its tensors replaced by the stored ones, whatever their sizes, with the stored dtype, on the device
     where ``build`` puts them. What is tied in the file is tied in the model. Non-persistent buffers and plain tensor
-    attributes are left as the class makes them where their shape is the stored one.
+    attributes are left as the class makes them where their shape is the stored one. A model that was masked when it was
+    saved is masked again; what its mask had set aside is zero after `unmask`.
 
     Raises:
         FormatError: the folder or a file is missing, damaged, not topiarist's or of another version, or does not fit
@@ -37,6 +39,7 @@ def load(path: str | os.PathLike[str], *, build: Callable[[], nn.Module]) -> nn.
         Linear(in_features=4, out_features=2, bias=True)
     """
     description, file = _read(Path(path))
+    plan = _plan(description)
     tensors = _read_tensors(file, description)
     model = build()
     if not isinstance(model, nn.Module):
@@ -45,6 +48,11 @@ def load(path: str | os.PathLike[str], *, build: Callable[[], nn.Module]) -> nn.
     _check_fit(description, places, type(model).__name__)
     _set_attributes(model, description.attributes)
     _set_tensors(places, description, tensors)
+    if description.masked and plan is not None:
+        try:
+            mask(model, plan)
+        except InputError as error:
+            raise FormatError(f"the stored plan does not fit the stored model: {error}") from error
     return model
 
 
@@ -54,8 +62,15 @@ def load_plan(path: str | os.PathLike[str]) -> Plan | None:
     Raises:
         FormatError: as `load`.
     """
-    plan = _read(Path(path))[0].plan
-    return None if plan is None else Plan.from_json(json.dumps(plan))
+    return _plan(_read(Path(path))[0])
+
+
+def _plan(description: layout.Description) -> Plan | None:
+    if description.plan is None:
+        if description.masked:
+            raise FormatError(f"{layout.DESCRIPTION} is damaged: the model is masked, and no plan is there")
+        return None
+    return Plan.from_json(json.dumps(description.plan))
 
 
 def _read(folder: Path) -> tuple[layout.Description, Path]:
@@ -79,7 +94,7 @@ def _read(folder: Path) -> tuple[layout.Description, Path]:
 
 
 def _read_tensors(file: Path, description: layout.Description) -> dict[str, Tensor]:
-    suffixes = {"dense": ("",), "sparse": (layout.BITS, layout.VALUES)}
+    suffixes = layout.SUFFIXES
     expected = {name + suffix for name, entry in description.tensors.items() for suffix in suffixes[entry.storage]}
     try:
         with safe_open(file, framework="pt") as stored:
@@ -95,8 +110,14 @@ def _read_tensors(file: Path, description: layout.Description) -> dict[str, Tens
 
 
 def _tensor(name: str, entry: layout.Entry, parts: list[Tensor]) -> Tensor:
-    tensor = parts[0].clone() if entry.storage == "dense" else layout.decode(parts[0], parts[1], entry.shape)
-    if list(tensor.shape) != entry.shape or tensor.dtype != layout.DTYPES.get(entry.dtype):
+    dtype = layout.DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise FormatError(f"{name} is described as {entry.dtype!r}; known are {', '.join(layout.DTYPES)}")
+    if entry.storage == "dense":
+        tensor = parts[0].clone()
+    else:
+        tensor = layout.decode(parts[0], parts[1], parts[2] if len(parts) > 2 else None, entry.shape, dtype)
+    if list(tensor.shape) != entry.shape or tensor.dtype != dtype:
         raise FormatError(
             f"{name} is described as {entry.dtype} of shape {tuple(entry.shape)}, "
             f"stored is {tensor.dtype} of shape {tuple(tensor.shape)}"

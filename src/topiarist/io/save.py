@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import FormatError, InputError
 from topiarist.io import format as layout
+from topiarist.mask.attach import active_plan
 from topiarist.plan import Plan
 
 
@@ -28,8 +29,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, plan: Plan | None = 
     `load` masks again. An older save in the folder is replaced as a whole or not at all.
 
     Raises:
-        InputError: ``path`` is a file, or the model holds something that has no place in the format: a tensor without
-            data or of a layout or dtype it does not know, or extra state.
+        InputError: ``path`` is a file, ``plan`` is not the one that masks the model, or the model holds something that
+            has no place in the format: a tensor without data, of a layout or dtype it does not know, or extra state.
 
     Example:
         >>> import tempfile
@@ -40,7 +41,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, plan: Plan | None = 
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"a model is saved to a folder, {folder} is a file; try a name of its own")
-    contents, tensors = _contents(model, plan)
+    active = active_plan(model)
+    if active is not None and plan is not None and plan != active:
+        raise InputError(f"asked to store {plan}, but the model is masked by {active}; unmask it, or leave plan out")
+    contents, tensors = _contents(model, active or plan, masked=active is not None)
     folder.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     weights, description = folder / f".{layout.WEIGHTS}.{mark}", folder / f".{layout.DESCRIPTION}.{mark}"
@@ -57,7 +61,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, plan: Plan | None = 
     return folder
 
 
-def _contents(model: nn.Module, plan: Plan | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _contents(model: nn.Module, plan: Plan | None, *, masked: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The fields of the description but for the weights' digest, and the tensors of the safetensors file."""
     entries: dict[str, layout.Entry] = {}
     tied: dict[str, str] = {}
@@ -82,7 +86,7 @@ def _contents(model: nn.Module, plan: Plan | None) -> tuple[dict[str, Any], dict
                 kind=place.kind,
                 dtype=str(place.tensor.dtype).removeprefix("torch."),
                 shape=list(place.tensor.shape),
-                storage="dense" if "" in parts else "sparse",
+                storage=next(kind for kind, suffixes in layout.SUFFIXES.items() if {*suffixes} == {*parts}),
                 requires_grad=place.tensor.requires_grad,
             )
     contents = {
@@ -98,7 +102,7 @@ def _contents(model: nn.Module, plan: Plan | None) -> tuple[dict[str, Any], dict
         "empty": empty,
         "attributes": layout.stored_attributes(model),
         "plan": None if plan is None else json.loads(plan.to_json()),
-        "masked": False,
+        "masked": masked,
     }
     return contents, tensors
 
