@@ -1,0 +1,192 @@
+"""Every option of a run as one validated value, read from YAML and written back so that the run can be repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
+
+from topiarist.errors import InputError, nearest
+
+FILE = "recipe.yaml"
+
+# Keys of which a run has at most one: one given on the command line puts aside those of the recipe.
+_BUDGETS = ("sparsity", "compression", "macs", "params", "bytes")
+_ALTERNATIVES = (("arch", "model"), _BUDGETS)
+_PRESENTATION = ("log_interval", "out")  # what two runs may differ in and be the same
+
+
+def _words(value: Any) -> Any:
+    """``"a, b"`` as a list of words."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+def _amounts(value: Any) -> Any:
+    """``"conv*=0.5, Linear=0.9"`` as a dict of ratios; a single word stays one."""
+    if not isinstance(value, str) or "=" not in value:
+        return value
+    return {key.strip(): ratio for key, _, ratio in (pair.partition("=") for pair in value.split(","))}
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Numbers = Annotated[tuple[FiniteFloat, ...], BeforeValidator(_words)]
+Allocation = Annotated[str | dict[str, FiniteFloat], BeforeValidator(_amounts)]
+Whole = Annotated[int, Field(ge=0)]
+Counting = Annotated[int, Field(ge=1)]
+Amount = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class Recipe(BaseModel):
+    """The options of a run; each is a key of a YAML recipe and an option of the command line (``batch_size``:
+    ``--batch-size``).
+
+    Example:
+        >>> Recipe(macs=0.5).budget
+        {'macs': 0.5}
+        >>> Recipe(allocation="conv*=0.5, Linear=0.9").allocation
+        {'conv*': 0.5, 'Linear': 0.9}
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arch: str | None = Field(None, description="a network that comes with topiarist; 'my' unless --model is given")
+    model: str | None = Field(None, description="your own: package.module:factory, called without arguments")
+    weights: Path | None = Field(None, description="a safetensors file, or a folder that topiarist saved")
+    data: str = Field("digits", description="'digits', a folder of parquet files, a hub name, package.module:function")
+    batch_size: Counting = Field(64, description="examples per training step")
+    mean: Numbers | None = Field(None, description="subtract this from each channel: 0.49,0.48,0.45")
+    std: Numbers | None = Field(None, description="and divide by this")
+    pad: Whole = Field(0, description="crop training images at random after padding them by this many pixels")
+    flip: bool = Field(False, description="mirror every second training image")
+    loss: str = Field("cross-entropy", description="'cross-entropy' or package.module:function (outputs, targets)")
+
+    epochs: Amount | None = Field(None, description="epochs of training before pruning; 10, with --weights 0")
+    lr: Amount = Field(0.1, description="learning rate of that training")
+    lr_schedule: str = Field("cosine", description="'cosine' or 'constant'")
+    optimizer: str = Field("sgd", description="'sgd', 'adam' or 'adamw'")
+    momentum: Amount = Field(0.9, description="of sgd")
+    weight_decay: Amount = Field(5e-4, description="weight decay, in training and fine-tuning")
+    seed: int = Field(0, description="of weights and of the order of the data")
+    log_interval: Whole = Field(0, description="print a line every so many training steps; 0: the progress bar alone")
+    threads: Counting | None = Field(None, description="threads that torch computes with; its own choice unless given")
+    device: str = Field("cpu", description="where to compute: cpu, cuda, cuda:1, …")
+
+    structure: str = Field("weight", description="what one unit is: 'weight', 'channel' or 'head'")
+    saliency: str = Field("l2", description="'l1', 'l2', 'gradient', 'random' or package.module:function")
+    allocation: Allocation = Field(
+        "global", description="'global', 'uniform', 'sensitivity' or ratios by name or type: conv*=0.5,Linear=0.9"
+    )
+    sparsity: float | None = Field(None, description="budget: the fraction of units removed; 0.9 for weights")
+    compression: float | None = Field(None, description="budget: original / remaining parameters")
+    macs: float | None = Field(
+        None, description="budget: the fraction of MACs that remains; 0.5 for channels and heads"
+    )
+    params: float | None = Field(None, description="budget: the fraction of parameters that remains")
+    bytes: float | None = Field(None, description="budget: the fraction of bytes that remains")
+    keep: Words = Field((), description="patterns of modules whose outputs stay whole: head.*,stem")
+    schedule: str = Field(
+        "one-shot", description="'one-shot', 'linear', 'cubic', 'exponential', 'constant-fraction' or a function"
+    )
+    steps: Counting | None = Field(None, description="pruning steps; what the schedule asks for unless given")
+    recover: str = Field(
+        "fine-tune", description="'none', 'fine-tune', 'recalibrate', 'rewind', 'lr-rewind' or 'reinitialize'"
+    )
+    recover_epochs: Amount = Field(2, description="epochs of fine-tuning after each pruning step")
+    recover_lr: Amount = Field(0.01, description="learning rate of fine-tuning")
+    rewind_to: Annotated[FiniteFloat, Field(ge=0, le=1)] = Field(
+        0.0, description="the part of the training to rewind to, 0 to 1"
+    )
+    grid: Numbers = Field((), description="ratios of a sensitivity scan: 0.5,0.9; eleven from 0.1 to 0.99 unless given")
+    out: Path | None = Field(None, description="folder of the run; runs/ and a name of its own unless given")
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """The budget's unit and number; nothing where none is given."""
+        return {unit: value for unit in _BUDGETS if (value := getattr(self, unit)) is not None}
+
+    def folder(self, command: str) -> Path:
+        """Where the run is kept: ``out``, or a name made of the command, the network and a digest of the options."""
+        if self.out is not None:
+            return self.out
+        name = self.model.rpartition(":")[2] if self.model else self.arch or "my"
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        return Path("runs") / f"{command}-{name}-{digest[:8]}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The options that decide the result: all but where it goes and what is printed on the way."""
+        return self.model_dump(mode="json", exclude=set(_PRESENTATION), exclude_none=True)
+
+    def write(self, path: Path) -> None:
+        """Write every option, defaults too, so that the file means the same when they change."""
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        text = yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+
+
+def read(path: Path | None, given: Mapping[str, Any]) -> Recipe:
+    """The recipe in the YAML file ``path``, if there is one, with what is ``given`` beside it taking precedence.
+
+    Raises:
+        InputError: the file is missing or not a YAML mapping, a key is not known, or a value does not fit.
+
+    Example:
+        >>> read(None, {"lr": 0.05}).lr
+        0.05
+        >>> read(None, {"sparsty": 0.9})
+        Traceback (most recent call last):
+        ...
+        topiarist.errors.InputError: no option is called 'sparsty' (nearest: sparsity, params, std)
+    """
+    options = {} if path is None else _load(path)
+    for group in _ALTERNATIVES:
+        if any(key in given for key in group):
+            options = {key: value for key, value in options.items() if key not in group}
+    return make({**options, **given}, "" if path is None else f"{path}: ")
+
+
+def make(options: Mapping[str, Any], where: str = "") -> Recipe:
+    """The recipe that holds ``options`` and what follows from them; ``where`` begins an error's message."""
+    for key in options:
+        if key not in Recipe.model_fields:
+            raise InputError(f"{where}no option is called {key!r} ({nearest(str(key), Recipe.model_fields)})")
+    try:
+        recipe = Recipe(**{**_defaults(options), **options})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{where}{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from error
+    for group in _ALTERNATIVES:
+        both = [key for key in group if getattr(recipe, key) is not None]
+        if len(both) > 1:
+            raise InputError(f"{where}{' and '.join(both)} are given, a run takes one of them")
+    return recipe
+
+
+def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults that depend on other options."""
+    given = {key for key, value in options.items() if value is not None}
+    found: dict[str, Any] = {"epochs": 0 if "weights" in given else 10}
+    if "model" not in given:
+        found["arch"] = "my"
+    if not given & set(_BUDGETS) and isinstance(_amounts(options.get("allocation", "global")), str):
+        found.update({"sparsity": 0.9} if options.get("structure", "weight") == "weight" else {"macs": 0.5})
+    return found
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the recipe {path} cannot be read ({error.strerror}); is the path right?") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe {path} is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"the recipe {path} must map options to values, such as 'arch: my', it is {raw!r:.60}")
+    return {str(key).replace("-", "_"): value for key, value in raw.items()}

@@ -1,0 +1,267 @@
+"""From the networks and results of a run to its `RunRecord`: measure them, and lay out what the report shows."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from topiarist.allocation.sensitivity import SensitivityTable
+from topiarist.graph import trace
+from topiarist.graph.explain import rows as axis_rows
+from topiarist.measure import Measurement, macs, measure
+from topiarist.plan import Plan
+from topiarist.report.record import (
+    AxisRow,
+    CurvePoint,
+    Histogram,
+    LayerRow,
+    RunRecord,
+    Sensitivity,
+    SensitivityRow,
+    StepRow,
+    Variant,
+    histogram,
+)
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+Rows = Sequence[Mapping[str, float]]
+
+_BATCH = 64  # examples in the batch that is timed
+_SECONDS = 1.0  # of timing, for each network of a pair
+
+
+class Result(Protocol):
+    """What a pruning run returns, as far as the report looks at it; see `topiarist.PruneResult`."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The masked or smaller network."""
+
+    @property
+    def plan(self) -> Plan:
+        """What was removed."""
+
+    @property
+    def curve(self) -> Rows:
+        """A row per pruning step."""
+
+    @property
+    def history(self) -> Rows:
+        """A row per training step."""
+
+
+def build(
+    title: str,
+    dense: nn.Module,
+    results: Sequence[Result],
+    example_inputs: Any,
+    *,
+    evaluate: Evaluate,
+    batch: Any = None,
+    training: Rows = (),
+    table: SensitivityTable | None = None,
+    command: str = "",
+    recipe: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> RunRecord:
+    """Measure ``dense`` and what became of it, and lay out the record of the run.
+
+    Args:
+        results: one or more prunings of ``dense``; each is a series of the charts, named by its structure.
+        example_inputs: what axes are traced and MACs are counted on.
+        evaluate: maps a network to ``{"loss": …, "accuracy": …}``.
+        batch: inputs to time the networks on, of which 64 examples are taken; ``example_inputs`` unless given.
+        training: the rows of the training of ``dense``.
+        table: a sensitivity scan, for its heat-map.
+        progress: called with the number of networks measured and of all.
+
+    Raises:
+        TraceError: a network does not run on the inputs.
+    """
+    timed = example_inputs if batch is None else tree_map_only(Tensor, lambda t: t[:_BATCH], batch)
+    names = ["dense", *_names(results)]
+    networks = [dense, *(result.model for result in results)]
+    variants: list[Variant] = []
+    verdicts: list[str] = []
+    for name, network in zip(names, networks, strict=True):
+        counted = measure(network, example_inputs, latency=False)
+        variant = _variant(name, evaluate(network), counted, variants[0] if variants else None)
+        if variants:
+            raced = measure(network, timed, baseline=dense, seconds=_SECONDS)
+            variant = _timed(variant, raced)
+            verdicts.append(f"{name.capitalize()}: {_verdict(variant, raced)}")
+            if raced.baseline is not None:
+                variants[0] = variants[0].model_copy(update={"latency_ms": raced.baseline.latency_ms})
+        variants.append(variant)
+        if progress is not None:
+            progress(len(variants), len(networks))
+    series = [(result.plan.structure, result) for result in results]
+    layers = _Layers(dense, example_inputs)
+    return RunRecord(
+        title=title,
+        command=command,
+        recipe=dict(recipe or {}),
+        environment=environment(dense),
+        variants=tuple(variants),
+        curve=tuple(point for name, result in series for point in _curve(name, result.curve, variants[0])),
+        layers=tuple(row for name, result in series for row in layers.rows(name, result.model)),
+        histograms=tuple(layers.histograms(results[0].model)) if results else (),
+        sensitivity=None if table is None else _sensitivity(table),
+        history=(*_training(training), *(row for name, result in series for row in _history(name, result))),
+        verdict=" ".join(verdicts),
+        axes=tuple(_axes(dense, example_inputs)),
+    )
+
+
+def environment(model: nn.Module) -> dict[str, JsonValue]:
+    """Where a run took place: versions, processor, threads, device and date."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return {
+        "topiarist": version("topiarist"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def _names(results: Sequence[Result]) -> list[str]:
+    """What each network is called: masked or shrunk, and by which structure where there are several."""
+    kinds = ["masked" if result.plan.structure == "weight" else "shrunk" for result in results]
+    return [
+        f"{kind} ({result.plan.structure})" if kinds.count(kind) > 1 else kind
+        for kind, result in zip(kinds, results, strict=True)
+    ]
+
+
+def _variant(name: str, read: Mapping[str, float], counted: Measurement, dense: Variant | None) -> Variant:
+    """What can be counted of one network; MACs are those with a weight that is not zero."""
+    return Variant(
+        name=name,
+        accuracy=read.get("accuracy"),
+        num_params=counted.num_params,
+        num_nonzero=counted.num_nonzero,
+        macs=counted.nonzero_macs,
+        bytes_on_disk=counted.bytes_on_disk,
+        theoretical_speedup=None if dense is None else (dense.macs or 0) / max(1, counted.nonzero_macs),
+    )
+
+
+def _timed(variant: Variant, raced: Measurement) -> Variant:
+    name, threads = raced.baseline_name or "", raced.num_threads
+    baseline = f"{name}, batch {raced.batch_size}, {threads} thread{'s' * (threads > 1)}, {raced.device}"
+    times = {"latency_ms": raced.latency_ms, "measured_speedup": raced.measured_speedup, "baseline": baseline}
+    return variant.model_copy(update=times)
+
+
+def _verdict(variant: Variant, raced: Measurement) -> str:
+    """The measurement's own verdict; where zeros are counted as saved, that no dense kernel saves them."""
+    if raced.nonzero_macs > 0.95 * raced.macs:
+        return raced.verdict()
+    return (
+        f"{variant.theoretical_speedup:.2f}× theoretical, {variant.measured_speedup:.2f}× measured against "
+        f"{variant.baseline}, because dense kernels multiply zeros like any other number."
+    )
+
+
+def _curve(series: str, rows: Rows, dense: Variant) -> Iterator[CurvePoint]:
+    yield CurvePoint(series=series, step=0, accuracy=dense.accuracy, compression=1.0, macs_remaining=1.0)
+    for row in rows:
+        yield CurvePoint(
+            series=series,
+            step=int(row["step"]),
+            accuracy=row.get("accuracy"),
+            compression=row["compression"],
+            macs_remaining=row["macs"],
+        )
+
+
+def _training(rows: Rows) -> Iterator[StepRow]:
+    for row in rows:
+        yield StepRow(series="dense", step=int(row["step"]), loss=row["loss"], lr=row["lr"], removed=0.0)
+
+
+def _history(series: str, result: Result) -> Iterator[StepRow]:
+    """The training steps of all pruning steps in one count; where nothing was trained, the pruning steps."""
+    removed = {int(row["step"]): row["sparsity"] for row in result.curve}
+    for count, row in enumerate(result.history):
+        yield StepRow(series=series, step=count, loss=row["loss"], lr=row["lr"], removed=removed[int(row["step"])])
+    if not result.history:
+        for row in result.curve:
+            yield StepRow(series=series, step=int(row["step"]), loss=row.get("loss"), removed=row["sparsity"])
+
+
+def _sensitivity(table: SensitivityTable) -> Sensitivity:
+    rows = (SensitivityRow(layer=c.layer, ratio=c.ratio, loss=c.loss, accuracy=c.accuracy) for c in table.cells)
+    return Sensitivity(rows=tuple(rows), baseline_loss=table.loss, baseline_accuracy=table.accuracy)
+
+
+def _axes(model: nn.Module, example_inputs: Any) -> Iterator[AxisRow]:
+    for row in axis_rows(trace(model, example_inputs)):
+        status: Literal["free", "pinned"] = "pinned" if row["status"] == "pinned" else "free"
+        yield AxisRow(
+            name=str(row["name"]),
+            size=int(row["size"]),
+            status=status,
+            reason=str(row["reason"]),
+            where=str(row["where"]),
+        )
+
+
+class _Layers:
+    """The layers of the dense network that multiply: their largest parameter, and what becomes of it."""
+
+    def __init__(self, dense: nn.Module, example_inputs: Any) -> None:
+        self.dense, self.example_inputs = dense, example_inputs
+        self.macs = macs(dense, example_inputs).by_module
+        self.names = [n for n, m in dense.named_modules() if n in self.macs and any(True for _ in m.parameters(False))]
+
+    def rows(self, series: str, network: nn.Module) -> Iterator[LayerRow]:
+        """Every layer before and after; under a mask, parameters and MACs are those that are not zero."""
+        after = macs(network, self.example_inputs).by_module
+        for name in self.names:
+            old, new = self.dense.get_submodule(name), network.get_submodule(name)
+            weight = _weight(new)
+            density = int(weight.count_nonzero()) / max(1, weight.numel())
+            yield LayerRow(
+                series=series,
+                name=name,
+                kind=type(old).__name__,
+                shape_before=tuple(_weight(old).shape),
+                shape_after=tuple(weight.shape),
+                num_before=sum(p.numel() for p in old.parameters(False)),
+                num_after=sum(int(p.count_nonzero()) for p in new.parameters(False)),
+                macs_before=self.macs[name],
+                macs_after=round(after.get(name, 0) * density),
+            )
+
+    def histograms(self, network: nn.Module) -> Iterator[Histogram]:
+        """The weights of every layer, before and after in the same bins."""
+        for name in self.names:
+            before = histogram(_weight(self.dense.get_submodule(name)), layer=name, when="before")
+            yield before
+            yield histogram(_weight(network.get_submodule(name)), edges=before.edges, layer=name, when="after")
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return max(module.parameters(False), key=Tensor.numel)
