@@ -360,6 +360,22 @@ def test_compression_is_a_floor():
         fit(Global(), candidates, Budget(compression=12), price)
 
 
+@pytest.mark.parametrize(
+    ("compression", "density"),
+    [(2, 0.49412), (4, 0.24118), (8, 0.11471), (16, 0.05148), (32, 0.01986), (64, 0.00405)],
+)
+def test_compression_of_a_whole_network_leaves_the_published_density(compression, density):
+    """LeNet-5 as in ShrinkBench: 431 080 parameters, the classifier's 5 010 left alone."""
+    candidates = scored(weights("conv1", 520), weights("conv2", 25050), weights("fc1", 400500))
+
+    def price(removed):
+        return {"compression": 431080 / (431080 - sum(counts(removed).values()))}
+
+    removed, achieved = fit(Global(), candidates, Budget(compression=compression), price)
+    assert 1 - sparsity(removed)["sparsity"] == pytest.approx(density, abs=6e-6)
+    assert compression <= achieved["compression"] < compression * (1 + 1e-3)
+
+
 def test_all_of_a_network_can_go():
     candidates = scored(weights("w", 4))
     everything = {"sparsity": 1.0, "compression": math.inf}

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from topiarist.allocation.select import select
 from topiarist.errors import InputError
@@ -140,3 +142,41 @@ def test_numbers_that_gone_and_kept_forbid_are_refused():
 def test_integers_are_refused():
     with pytest.raises(InputError, match=r"'w'.*int64"):
         select({"w": torch.arange(3)}, 1)
+
+
+class Allocations(TorchDispatchMode):
+    """The bytes of every new storage that an operator makes."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known, self.kept, self.sizes = {t.untyped_storage().data_ptr() for t in known}, [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
+                self.known.add(tensor.untyped_storage().data_ptr())
+                self.kept.append(tensor)  # so that no address comes twice
+                self.sizes.append(tensor.untyped_storage().nbytes())
+        return result
+
+
+def largest_beside_masks(select, ties):
+    scores = {name: torch.randn(300_000, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("ab")}
+    scores = {name: score.round() if ties else score for name, score in scores.items()}
+    with Allocations(scores.values()) as allocations:
+        masks = select(scores, 270_000)
+    sizes = sorted(allocations.sizes)
+    for mask in masks.values():
+        sizes.remove(mask.numel())
+    return sizes[-1]
+
+
+def sorting_selection(scores, k):
+    return {name: score < score.sort().values[k // 2] for name, score in scores.items()}
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_nothing_grows_with_the_scores_but_the_masks(ties):
+    assert largest_beside_masks(select, ties) <= 1 << 18
+    assert largest_beside_masks(sorting_selection, ties) > 1e6

@@ -62,7 +62,7 @@ def select(
             name: gone[name].clone() if name in gone else torch.zeros_like(score, dtype=torch.bool)
             for name, score in scores.items()
         }
-    cut = _find_cut({n: s.reshape(-1) for n, s in scores.items()}, rank, gone, keep)
+    cut = _find_cut({n: s.detach().reshape(-1) for n, s in scores.items()}, rank, gone, keep)
     return _mark(scores, cut, gone, keep)
 
 
@@ -131,7 +131,7 @@ def _candidates(flat: Tensor, gone: Tensor | None, keep: Tensor | None) -> Itera
 
 def _count_digits(part: Tensor, width: int, shift: int, prefix: int | None) -> Tensor:
     """How often each digit occurs at ``shift`` where the bit pattern begins with ``prefix``: (bins,) on the CPU."""
-    bits = (part.detach() + 0.0).view(_INTEGER[part.dtype])  # + 0.0 makes −0.0 the pattern of 0.0
+    bits = (part + 0.0).view(_INTEGER[part.dtype])  # + 0.0 makes −0.0 the pattern of 0.0
     if bits.dtype == torch.int16:
         bits = bits.to(torch.int32)
     if prefix is not None:
