@@ -5,6 +5,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Axes, trace
 from topiarist.io import load, save
 from topiarist.mask import mask, unmask
+from topiarist.measure import measure
 from topiarist.plan import Budget, Plan
 from topiarist.planning import plan, sensitivity
 from topiarist.pruning import PruneResult, prune
@@ -20,6 +21,7 @@ __all__ = [
     "graph",
     "load",
     "mask",
+    "measure",
     "plan",
     "prune",
     "recover",

@@ -102,7 +102,9 @@ class Journal:
         try:
             held = json.loads((self.folder / _FILE).read_text(encoding="utf-8"))
         except ValueError as error:
-            raise FormatError(f"{self.folder / _FILE} is damaged ({error}); remove the folder to begin again") from error
+            raise FormatError(
+                f"{self.folder / _FILE} is damaged ({error}); remove the folder to begin again"
+            ) from error
         if not isinstance(held, dict) or held.get("format") != _FORMAT:
             raise FormatError(f"{self.folder / _FILE} is not a run of topiarist's; try another folder")
         return held

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from topiarist import allocation as allocations
 from topiarist import saliency as saliencies
 from topiarist import structure as structures
 from topiarist.allocation import Allocation, Candidates
-from topiarist.allocation.sensitivity import GRID, SensitivityTable, analyse
+from topiarist.allocation.sensitivity import GRID, Sensitivity, SensitivityTable, analyse
 from topiarist.errors import InputError
 from topiarist.graph import Axes, trace
 from topiarist.mask.attach import masked
+from topiarist.measure.accuracy import evaluate as evaluate_on
 from topiarist.plan import Budget, Plan, Slice, Units
 from topiarist.saliency import Saliency
 from topiarist.saliency.base import needs, score
@@ -26,7 +27,8 @@ from topiarist.stats import collect_gradients
 from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
 
-Loss = Callable[[Any, Tensor], Tensor]
+Loss = Callable[[Any, Any], Tensor]
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
 def plan(
@@ -50,9 +52,10 @@ def plan(
         saliency: the score of a unit, low goes first: ``"l1"``, ``"l2"``, ``"gradient"``, ``"random"`` or a function
             of `topiarist.saliency.Slices`.
         allocation: how the budget is spread: ``"uniform"``, ``"global"``, a dict of ratios by layer name pattern or
-            type, or an object such as ``Threshold(q=0.5)``.
+            type, ``"sensitivity"`` (equal loss: prunes one layer at a time and evaluates on ``data``), or an object
+            such as ``Threshold(q=0.5)``.
         budget: the target; none where the allocation names its own amounts.
-        data: batches ``(inputs, targets)``, for criteria that need gradients.
+        data: batches ``(inputs, targets)``, for criteria that need gradients and for sensitivity.
         loss: maps outputs and targets to a scalar, for the same.
         keep: fnmatch patterns over module names; what those modules return stays whole.
 
@@ -63,20 +66,23 @@ def plan(
 
     Example:
         >>> import torch
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> made = plan(net, torch.zeros(1, 4), structure="channel", budget=Budget(sparsity=0.5))
         >>> made.num_removed, made.achieved["macs"]
         (4, 0.5)
     """
     planner = Planner(model, trace(model, example_inputs), structures.resolve(structure), keep)
-    return planner.plan(saliencies.resolve(saliency), allocations.resolve(allocation), budget, data=data, loss=loss)
+    criterion = saliencies.resolve(saliency)
+    spread = planner.allocation(allocation, criterion, data, loss)
+    return planner.plan(criterion, spread, budget, data=data, loss=loss)
 
 
 def sensitivity(
     model: nn.Module,
     example_inputs: Any,
     *,
-    evaluate: Callable[[nn.Module], Mapping[str, float]],
+    evaluate: Evaluate,
     structure: str | Structure = "weight",
     saliency: str | Saliency = "l2",
     grid: Sequence[float] = GRID,
@@ -101,17 +107,16 @@ def sensitivity(
         InputError: an argument cannot be used.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> table = sensitivity(net, torch.zeros(1, 4), grid=[0.5],
         ...                     evaluate=lambda m: {"loss": float(m(torch.ones(1, 4)).sum()), "accuracy": 0.5})
         >>> table.layers
         ('0.weight', '2.weight')
     """
-    work = copy.deepcopy(model)
-    planner = Planner(work, trace(work, example_inputs), structures.resolve(structure), keep)
-    candidates = planner.candidates(saliencies.resolve(saliency), data, loss, {})
-    return analyse(
-        work, candidates, lambda removed: masked(work, planner.make(removed)), evaluate, grid, path, progress
+    planner = Planner(model, trace(model, example_inputs), structures.resolve(structure), keep)
+    return planner.analyse(
+        saliencies.resolve(saliency), evaluate, grid, data=data, loss=loss, path=path, progress=progress
     )
 
 
@@ -183,6 +188,42 @@ class Planner:
         inexact = {n: self.axes[n].inexact[0] for n, gone in removed.items() if self.axes[n].inexact and gone.any()}
         cuts: dict[str, tuple[Slice, ...]] = self.axes.slices(removed)
         return Plan(name, removed, cuts, attributes, inexact, requested or {}, achieved or {})
+
+    def analyse(
+        self,
+        saliency: Saliency,
+        evaluate: Evaluate,
+        grid: Sequence[float] = GRID,
+        *,
+        data: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        path: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> SensitivityTable:
+        """The sensitivity table of these units, made on a copy of the model."""
+        work = copy.deepcopy(self.model)
+        candidates = self.candidates(saliency, data, loss, {})
+        return analyse(
+            work, candidates, lambda removed: masked(work, self.make(removed)), evaluate, grid, path, progress
+        )
+
+    def allocation(
+        self,
+        allocation: str | Mapping[str, float] | Allocation,
+        saliency: Saliency,
+        data: Iterable[Any] | None = None,
+        loss: Loss | None = None,
+        evaluate: Evaluate | None = None,
+    ) -> Allocation:
+        """The allocation that is meant; the word ``"sensitivity"`` makes its table first, from ``evaluate`` or from
+        the loss over ``data``."""
+        if allocation != "sensitivity":
+            return allocations.resolve(allocation)
+        if evaluate is None:
+            if data is None or loss is None:
+                raise InputError("allocation 'sensitivity' evaluates each layer: pass data=batches and loss=function")
+            evaluate = partial(evaluate_on, data=data, loss=loss)
+        return Sensitivity(self.analyse(saliency, evaluate, data=data, loss=loss))
 
     # ------------------------------------------------------------------ prices
 

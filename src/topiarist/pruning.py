@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from topiarist import allocation as allocations
 from topiarist import recover as recoveries
 from topiarist import saliency as saliencies
 from topiarist import schedule as schedules
@@ -22,14 +21,13 @@ from topiarist.graph import trace
 from topiarist.journal import Journal, Progress
 from topiarist.mask import mask, unmask
 from topiarist.plan import Budget, Plan
-from topiarist.planning import Loss, Planner
+from topiarist.planning import Evaluate, Loss, Planner
 from topiarist.recover import Checkpoints, Recovery, RecoveryContext, TrainingRecipe
 from topiarist.saliency import Saliency
 from topiarist.schedule import Schedule
 from topiarist.shrink import Verification, shrink, verify
 from topiarist.structure import Structure
 
-Evaluate = Callable[[nn.Module], Mapping[str, float]]
 OnStep = Callable[[Mapping[str, float]], None]
 
 
@@ -101,10 +99,12 @@ def prune(
         >>> result.model[0].out_features, result.verification.passed
         (4, True)
     """
+    planner = _sound_planner(model, example_inputs, structures.resolve(structure), keep)
+    criterion = saliencies.resolve(saliency)
     run = _Run(
-        planner=_sound_planner(model, example_inputs, structures.resolve(structure), keep),
-        saliency=saliencies.resolve(saliency),
-        allocation=allocations.resolve(allocation),
+        planner=planner,
+        saliency=criterion,
+        allocation=planner.allocation(allocation, criterion, data, loss, evaluate),
         schedule=schedules.resolve(schedule),
         recover=recoveries.resolve(recover),
         context=RecoveryContext(data=data, loss=loss, checkpoints=checkpoints, recipe=recipe),
@@ -164,9 +164,16 @@ class _Run:
                 self.saliency, self.allocation, target, data=self.context.data, loss=self.context.loss, gone=gone
             )
             mask(work, plan)
-            rows = self.recover(work, replace(self.context, plan=plan, progress=self._training_progress(step, num_steps)))
+            rows = self.recover(
+                work, replace(self.context, plan=plan, progress=self._training_progress(step, num_steps))
+            )
             history = [{**row, "step": step, "batch": row["step"]} for row in rows]
-            row = {"step": step, "num_steps": num_steps, **plan.achieved, **(self.evaluate(work) if self.evaluate else {})}
+            row = {
+                "step": step,
+                "num_steps": num_steps,
+                **plan.achieved,
+                **(self.evaluate(work) if self.evaluate else {}),
+            }
             progress = Progress(plan, (*progress.curve, row), (*progress.history, *history))
             journal.save(work, progress)
             if self.on_step is not None:
