@@ -9,7 +9,8 @@ Memory. A fresh process makes the scores, runs a small selection (so that code a
 kernel's high-water mark of resident memory (``5`` to /proc/self/clear_refs), selects, and reads the mark (VmHWM in
 /proc/self/status) again. The difference to the resident memory before, over the number of scores, is the extra peak in
 bytes per score. The returned masks, one byte per score, are part of it; what is beyond them, the workspace of a step,
-does not grow with the scores. Linux only.
+does not grow with the scores. Below 10⁷ scores the masks may fit into memory that the small selection left, and the
+figure says nothing. Linux only.
 
     python benchmarks/selection.py              # 10⁸ scores
     python benchmarks/selection.py --num 1e6
