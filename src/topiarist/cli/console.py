@@ -93,7 +93,8 @@ class Stage:
 
     def __init__(self, stages: Stages, name: str, task: TaskID) -> None:
         self._stages, self._name, self._task = stages, name, task
-        self._shown = 0
+        self._shown = 0  # how many lines of this stage are printed
+        self._per_step = 1  # training steps in a pruning step
 
     def at(self, done: int, total: int, note: str = "") -> None:
         """``done`` of ``total`` steps are completed; callable as the progress of any function that counts."""
@@ -108,14 +109,23 @@ class Stage:
             self._stages.line(f"{self._name}: {done} of {total}" + (f", {note}" if note else ""))
 
     def training(self, row: Mapping[str, float]) -> None:
-        """A row of `topiarist.recover.train`, of a pruning step where it belongs to one."""
-        note = f"loss {row['loss']:.4f}, lr {row['lr']:.4g}"
+        """A row of `topiarist.recover.train`, within a pruning step where it belongs to one."""
+        note = f"loss {row['loss']:.4f}, lr {row['lr']:.4g}" if "loss" in row else ""
         done, total = int(row["step"]) + 1, int(row["num_steps"])
         if "pruning_step" in row:
             step, num_steps = int(row["pruning_step"]), int(row["num_pruning_steps"])
-            note = f"step {step} of {num_steps}, {note}"
-            done, total = (step - 1) * total + done, num_steps * total
+            done, total, self._per_step = (step - 1) * total + done, num_steps * total, total
         self.at(done, total, note)
+
+    def pruning(self, row: Mapping[str, float]) -> None:
+        """A row of `topiarist.prune`: of training, or of a completed pruning step, which is printed."""
+        if "pruning_step" in row:
+            self.training(row)
+            return
+        step, num_steps = int(row["step"]), int(row["num_steps"])
+        said = ", ".join(f"{key} {row[key]:.4f}" for key in ("sparsity", "macs", "loss", "accuracy") if key in row)
+        self._stages._show(self._task, step * self._per_step, num_steps * self._per_step, "")
+        self._stages.line(f"{self._name}, step {step} of {num_steps}: {said}")
 
 
 def closing_table(record: RunRecord) -> Table:
