@@ -110,7 +110,7 @@ def sensitivity(
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> table = sensitivity(net, torch.zeros(1, 4), grid=[0.5],
-        ...                     evaluate=lambda m: {"loss": float(m(torch.ones(1, 4)).sum()), "accuracy": 0.5})
+        ...                     evaluate=lambda m: {"loss": m(torch.ones(1, 4)).sum().item(), "accuracy": 0.5})
         >>> table.layers
         ('0.weight', '2.weight')
     """
