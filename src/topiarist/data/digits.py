@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 NUM_TEST = 360
@@ -18,6 +16,9 @@ def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         >>> images.shape, labels.shape, test[0].shape
         (torch.Size([1437, 1, 8, 8]), torch.Size([1437]), torch.Size([360, 1, 8, 8]))
     """
+    from sklearn.datasets import load_digits  # a second of import time, for those who want these data
+    from sklearn.model_selection import train_test_split
+
     raw = load_digits()
     images = torch.from_numpy(raw.images / 16).to(torch.float32).unsqueeze(1)
     labels = torch.from_numpy(raw.target).to(torch.int64)

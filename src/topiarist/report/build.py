@@ -117,7 +117,7 @@ def build(
         histograms=tuple(layers.histograms(results[0].model)) if results else (),
         sensitivity=None if table is None else _sensitivity(table),
         history=(*_training(training), *(row for name, result in series for row in _history(name, result))),
-        verdict=" ".join(verdicts),
+        verdict="\n".join(verdicts),
         axes=tuple(_axes(dense, example_inputs)),
     )
 
