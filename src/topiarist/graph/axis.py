@@ -279,13 +279,17 @@ class AxisGraph:
         return result
 
     def _cut(self, axis: Axis, sizes: list[int]) -> list[Axis] | None:
+        real = [s for s in sizes if s]
+        if len(real) != len(sizes):
+            pieces = self._cut(axis, real)
+            inner = iter(pieces or ())
+            return None if pieces is None else [next(inner) if s else Axis(0) for s in sizes]
         axis = self.find(axis)
         if len(sizes) == 1:
             return [axis]
         if axis.form == "leaf":
-            self._refine(axis, "sum", tuple(self.leaf(s) for s in sizes if s))
-            fresh = iter(axis.parts)
-            return [next(fresh) if s else Axis(0) for s in sizes]
+            self._refine(axis, "sum", tuple(self.leaf(s) for s in sizes))
+            return list(axis.parts)
         return self._cut_product(axis, sizes) if axis.form == "product" else self._cut_sum(axis, sizes)
 
     def _cut_product(self, axis: Axis, sizes: list[int]) -> list[Axis] | None:
@@ -311,7 +315,7 @@ class AxisGraph:
                     parts.append(pieces[1])
                 taken.append(part)
                 wanted -= part.size
-            result.append(self.sum(taken) if taken else Axis(0))
+            result.append(self.sum(taken))
         return result
 
     # ------------------------------------------------------------------ reading
