@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,8 +27,9 @@ class Measurement:
     ``sparsity`` is the fraction of zeros among all parameters. ``macs`` covers the whole batch of the example inputs;
     ``nonzero_macs`` leaves out products with a weight that is zero. ``num_operators`` is how many operators torch
     executes in one call, ``call_cost_ms`` the least that calling so many costs. ``bytes_on_disk`` is ``None`` for a
-    model that `topiarist.save` refuses. ``baseline`` is the same for the model compared with, and
-    ``speedup_quartiles`` the quartiles of baseline time / own time over blocks that ran side by side.
+    model that `topiarist.save` refuses. ``latency_ms`` is a median and ``quiet_latency_ms`` the first decile, which is
+    what the machine does when it does nothing else. ``baseline`` is the same for the model compared with, and
+    ``speedups`` the baseline's quiet time / the own one, for each fifth of a run in which the two took turns.
     """
 
     num_params: int
@@ -44,10 +46,11 @@ class Measurement:
     device: str
     latency_ms: float | None = None
     latency_iqr_ms: float | None = None
+    quiet_latency_ms: float | None = None
     call_cost_ms: float | None = None
     baseline_name: str | None = None
     baseline: Measurement | None = None
-    speedup_quartiles: tuple[float, float, float] | None = None
+    speedups: tuple[float, ...] | None = None
 
     @property
     def compression(self) -> float | None:
@@ -66,8 +69,8 @@ class Measurement:
 
     @property
     def measured_speedup(self) -> float | None:
-        """Time of the baseline / time of this model: the median over blocks that ran side by side."""
-        return None if self.speedup_quartiles is None else self.speedup_quartiles[1]
+        """Time of the baseline / time of this model, both taken in turn in one run: the median of ``speedups``."""
+        return None if self.speedups is None else statistics.median(self.speedups)
 
     def verdict(self) -> str:
         """What to think of the speed: theoretical, measured, against what, and why the two differ."""
@@ -79,10 +82,10 @@ class Measurement:
             timed = "not timed" if self.latency_ms is None else f"{self.latency_ms:.3g} ms {where}"
             return f"{self.macs:,} MACs, {timed}; compared with nothing.{zeros}"
         theoretical = f"{self.theoretical_speedup:.2f}× theoretical"
-        if self.measured_speedup is None:
+        if self.speedups is None:
             return f"{theoretical} against {self.baseline_name}; not timed.{zeros}"
         measured = f"{self.measured_speedup:.2f}× measured against {self.baseline_name} {where}"
-        return f"{theoretical}, {measured}, because {_why(self)}.{zeros}"
+        return f"{theoretical}, {measured}, {_why(self, self.baseline, self.speedups)}.{zeros}"
 
 
 def measure(
@@ -124,8 +127,7 @@ def measure(
     compared = replace(found["model"], baseline=found["baseline"], baseline_name=f"{kind} {baseline_name}")
     if not latency:
         return compared
-    low, middle, high = statistics.quantiles(times["model"].ratios_over(times["baseline"]), n=4, method="inclusive")
-    return replace(compared, speedup_quartiles=(low, middle, high))
+    return replace(compared, speedups=tuple(times["model"].speedups_over(times["baseline"])))
 
 
 def _counted(model: nn.Module, example_inputs: Any, num_threads: int) -> Measurement:
@@ -150,9 +152,14 @@ def _counted(model: nn.Module, example_inputs: Any, num_threads: int) -> Measure
 
 def _timed(found: Measurement, times: Latency) -> Measurement:
     one = torch.zeros(1, device=found.device)
-    trivial = Timer("torch.relu(one)", globals={"one": one, "torch": torch}).timeit(1000).mean
-    cost = 1000 * trivial * found.num_operators
-    return replace(found, latency_ms=times.median_ms, latency_iqr_ms=times.iqr_ms, call_cost_ms=cost)
+    trivial = Timer("torch.relu(one)", globals={"one": one, "torch": torch})
+    return replace(
+        found,
+        latency_ms=times.median_ms,
+        latency_iqr_ms=times.iqr_ms,
+        quiet_latency_ms=times.quiet_ms,
+        call_cost_ms=1000 * min(trivial.timeit(50).mean for _ in range(20)) * found.num_operators,
+    )
 
 
 def _bytes_on_disk(model: nn.Module) -> int | None:
@@ -172,21 +179,21 @@ def _about_zeros(found: Measurement) -> str:
     )
 
 
-def _why(found: Measurement) -> str:
+def _why(found: Measurement, baseline: Measurement, speedups: Sequence[float]) -> str:
     """The reason why the measured speed-up is what it is, from counts and times alone."""
-    assert found.baseline is not None  # noqa: S101 - verdict asks only then
-    assert found.speedup_quartiles is not None  # noqa: S101
-    low, measured, high = found.speedup_quartiles
-    theoretical = found.baseline.macs / max(1, found.macs)
-    if 0.9 * theoretical <= measured <= 1.1 * theoretical or low <= theoretical <= high:
+    theoretical, measured = baseline.macs / max(1, found.macs), statistics.median(speedups)
+    if max(speedups) > 1.5 * min(speedups):
+        spread = f"{min(speedups):.2f} to {max(speedups):.2f}"
+        return f"as far as the clock can tell: it was disturbed ({spread} in one run), measure again on a quiet machine"
+    if 0.9 * theoretical <= measured <= 1.1 * theoretical:
         same = 0.95 <= theoretical <= 1.05
-        return "it does the same multiplications" if same else "its time follows its multiply–accumulates"
-    own, theirs = (m.macs / (m.latency_ms or 1) / 1e6 for m in (found, found.baseline))
-    rate = f"what remains runs at {own:.3g} GMAC/s against {theirs:.3g}"
+        return "because it does the same multiplications" if same else "because its time follows its MACs"
+    own, theirs = (m.macs / (m.quiet_latency_ms or 1) / 1e6 for m in (found, baseline))
+    rate = f"because what remains runs at {own:.3g} GMAC/s against {theirs:.3g}"
     if measured > theoretical:
-        fewer = found.num_operators < found.baseline.num_operators
+        fewer = found.num_operators < baseline.num_operators
         return f"{rate}: {'fewer operators are called' if fewer else 'smaller tensors move less memory'}"
-    share = (found.call_cost_ms or 0) / (found.latency_ms or 1)
+    share = (found.call_cost_ms or 0) / (found.quiet_latency_ms or 1)
     calls = f"calling its {found.num_operators} operators takes at least {share:.2f} of its time"
     reason = "narrower layers fill the processor less"
     return f"{rate}: {reason}, and {calls} whatever their size" if share > 0.05 else f"{rate}: {reason}"
