@@ -160,8 +160,8 @@ def make(options: Mapping[str, Any], where: str = "") -> Recipe:
     try:
         recipe = Recipe(**{**_defaults(options), **options})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{where}{first['loc'][0]}: {first['msg']}, got {first['input']!r}") from error
+        worst = max(error.errors(), key=lambda e: len(e["loc"]))  # of several types that fail, the one that fits best
+        raise InputError(f"{where}{worst['loc'][0]}: {worst['msg']}, got {worst['input']!r}") from error
     for group in _ALTERNATIVES:
         both = [key for key in group if getattr(recipe, key) is not None]
         if len(both) > 1:
