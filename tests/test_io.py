@@ -21,6 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import topiarist
+from topiarist import models
 from topiarist.errors import FormatError, InputError
 from topiarist.graph.attributes import integer_attributes
 from topiarist.io import format as layout
@@ -108,6 +110,18 @@ def test_round_trip_is_bit_exact_and_changes_nothing(tmp_path: Path, prepare: Ca
     assert loaded.head.weight is loaded.embed.weight
     x = torch.randint(10, (6,))
     assert torch.equal(model.eval()(x), loaded.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vit"])
+def test_what_shrink_makes_comes_back(tmp_path: Path, name: str) -> None:
+    model, x = models.build(name), torch.randn(2, 3, 32, 32)
+    plan = topiarist.plan(model, x, structure="channel", budget=topiarist.Budget(macs=0.5))
+    small = topiarist.shrink(model, plan, x)
+    loaded = load(save(small, tmp_path, plan=plan), build=lambda: models.build(name))
+    assert_same(small, loaded)
+    assert torch.equal(small.eval()(x), loaded.eval()(x))
+    assert load_plan(tmp_path) == plan
+    assert integer_attributes(loaded) != integer_attributes(model)
 
 
 def test_the_round_trip_check_catches_what_is_lost() -> None:
