@@ -604,6 +604,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "masked without a plan": lambda raw: raw.update(masked=True),
     "plan is text": lambda raw: raw.update(plan="os.system"),
     "plan of another kind": lambda raw: raw.update(plan={"format": "pickle"}),
+    "plan of a huge size": lambda raw: raw.update(plan={**OTHER, "removed": {"w": {"size": 10**15, "indices": []}}}),
     "plan for another model": lambda raw: raw.update(masked=True, plan=OTHER),
     "digest of another kind": lambda raw: raw["weights"].update(sha256="0"),
 }  # fmt: skip

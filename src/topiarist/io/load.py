@@ -70,7 +70,10 @@ def _plan(description: layout.Description) -> Plan | None:
         if description.masked:
             raise FormatError(f"{layout.DESCRIPTION} is damaged: the model is masked, and no plan is there")
         return None
-    return Plan.from_json(json.dumps(description.plan))
+    try:
+        return Plan.from_json(json.dumps(description.plan))
+    except (RuntimeError, OverflowError) as error:  # torch cannot make a tensor of the size that is claimed
+        raise FormatError(f"damaged plan: {error}") from error
 
 
 def _read(folder: Path) -> tuple[layout.Description, Path]:
