@@ -11,6 +11,8 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -187,11 +189,27 @@ class _Functions(TorchFunctionMode):
         if func is torch.Tensor.size:
             shape, dim = self.trace.shape(args[0]), (*args[1:], *kwargs.values())
             return shape if not dim or dim[0] is None else shape[dim[0]]
-        out = func(*args, **kwargs)
         handler = SIZE_ARGUMENTS.get(func)
+        if handler is None and isinstance(func, FunctionType) and func.__module__ in _WRITTEN_IN_PYTHON:
+            with self:  # its sizes arrive in the calls it makes itself
+                return _without_dispatch(func)(*args, **kwargs)
+        out = func(*args, **kwargs)
         if handler is not None:
             handler(self.trace, out, *args, **kwargs)
         return out
+
+
+_WRITTEN_IN_PYTHON = ("torch.nn.functional", "torch.functional")
+
+
+@cache
+def _without_dispatch(func: FunctionType) -> FunctionType:
+    """The body of one of torch's Python functions, which would otherwise hand itself to the mode again."""
+    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    scope = {**func.__globals__, **{name: lambda *_: False for name in checks}}
+    body = FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
 
 
 def trace(model: nn.Module, example_inputs: Any) -> Axes:
