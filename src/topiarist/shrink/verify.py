@@ -58,9 +58,10 @@ def verify(
 ) -> Verification:
     """Check that ``small`` is ``model`` minus what ``plan`` removes: mask ≡ shrink, in float64.
 
-    Both run in evaluation mode on ``example_inputs`` with every floating-point input redrawn from N(0, 1). Where the
-    plan cuts axes over which an operator runs (a layer norm, say), equality is demanded of the other axes alone, on a
-    model shrunk by those, and the inexact ones are named.
+    Both run in evaluation mode on ``example_inputs`` with every floating-point input redrawn from N(0, 1): once with
+    the model's weights and once with all parameters moved by N(0, 0.05²), so that a layer that begins at zero cannot
+    hide a wrong cut behind it. Where the plan cuts axes over which an operator runs (a layer norm, say), equality is
+    demanded of the other axes alone, on a model shrunk by those, and the inexact ones are named.
 
     Raises:
         InputError: ``small`` does not hold the tensors that ``plan`` leaves of ``model``.
@@ -76,11 +77,12 @@ def verify(
     inputs = _random_like(example_inputs)
     inexact = {name: why for name, why in plan.inexact.items() if bool(plan.removed[name].any())}
     exact_names = tuple(name for name, gone in plan.removed.items() if bool(gone.any()) and name not in inexact)
-    full = _difference(model, small, plan, inputs)
+    moved = _moved(model)
+    full = max(_difference(model, small, plan, inputs), _difference(moved, shrink(moved, plan), plan, inputs))
     if not inexact:
         return Verification(full, tolerance, exact_names, {}, None)
     part = exact_part(model, plan, example_inputs)
-    error = _difference(model, shrink(model, part), part, inputs)
+    error = max(_difference(m, shrink(m, part), part, inputs) for m in (model, moved))
     return Verification(error, tolerance, exact_names, inexact, full)
 
 
@@ -123,6 +125,17 @@ def _double(model: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and value.is_floating_point():
                 module.__dict__[name] = value.double()
     return model
+
+
+def _moved(model: nn.Module) -> nn.Module:
+    """A float64 copy with every parameter moved a little."""
+    moved = _double(model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(0.05 * noise.to(parameter.device))
+    return moved
 
 
 def _random_like(inputs: Any) -> Any:
