@@ -190,7 +190,7 @@ class _Functions(TorchFunctionMode):
             shape, dim = self.trace.shape(args[0]), (*args[1:], *kwargs.values())
             return shape if not dim or dim[0] is None else shape[dim[0]]
         handler = SIZE_ARGUMENTS.get(func)
-        if handler is None and isinstance(func, FunctionType) and func.__module__ in _WRITTEN_IN_PYTHON:
+        if handler is None and isinstance(func, FunctionType) and func.__globals__["__name__"] in _IN_PYTHON:
             with self:  # its sizes arrive in the calls it makes itself
                 return _without_dispatch(func)(*args, **kwargs)
         out = func(*args, **kwargs)
@@ -199,7 +199,7 @@ class _Functions(TorchFunctionMode):
         return out
 
 
-_WRITTEN_IN_PYTHON = ("torch.nn.functional", "torch.functional")
+_IN_PYTHON = ("torch.nn.functional", "torch.functional")
 
 
 @cache
