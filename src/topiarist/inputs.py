@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from topiarist.errors import InputError
 
@@ -41,6 +42,18 @@ def call(model: nn.Module, inputs: Any) -> Any:
     """
     args, kwargs = as_arguments(inputs)
     return model(*args, **kwargs)
+
+
+def fresh(inputs: Any) -> Any:
+    """The same inputs in tensors of their own, for a model that may write into what it is given.
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(2)
+        >>> fresh((x, 3))[0].zero_(), x
+        (tensor([0., 0.]), tensor([1., 1.]))
+    """
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
 
 
 def as_batch(batch: Any) -> tuple[Any, Any]:

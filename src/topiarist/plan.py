@@ -196,7 +196,7 @@ class Plan:
             InputError: the plan names a tensor that the model lacks, or one of another size.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        buffers = dict(model.named_buffers(remove_duplicate=False))
+        others = _buffers_and_attributes(model)
         masks: dict[str, Tensor] = {}
         for name, removed in self.removed.items() if self.structure == "weight" else ():
             parameter = _find(name, parameters)
@@ -204,7 +204,7 @@ class Plan:
                 raise InputError(f"{name} has {parameter.numel()} entries, the plan was made for {removed.numel()}")
             masks[name] = removed.view(parameter.shape).to(parameter.device)
         for name, slices in self.slices.items():
-            if name in buffers:
+            if name in others:
                 continue
             parameter = _find(name, parameters)
             mask = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
@@ -248,7 +248,8 @@ class Plan:
             raw = json.loads(text)
             if raw.get("format") != PLAN_FORMAT or raw.get("version") != PLAN_VERSION:
                 raise FormatError(
-                    f"not a plan of version {PLAN_VERSION}: format {raw.get('format')!r}, version {raw.get('version')!r}"
+                    f"not a plan of version {PLAN_VERSION}: "
+                    f"format {raw.get('format')!r}, version {raw.get('version')!r}"
                 )
             return cls(
                 structure=raw["structure"],
@@ -263,6 +264,15 @@ class Plan:
             raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, zlib.error) as error:
             raise FormatError(f"damaged plan: {error}") from error
+
+
+def _buffers_and_attributes(model: nn.Module) -> set[str]:
+    """The names of the tensors that a plan may cut but no mask zeroes."""
+    names = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    for module_name, module in model.named_modules():
+        held = [name for name, value in module.__dict__.items() if isinstance(value, Tensor)]
+        names.update(f"{module_name}.{name}" if module_name else name for name in held)
+    return names
 
 
 def _find(name: str, tensors: Mapping[str, Tensor]) -> Tensor:

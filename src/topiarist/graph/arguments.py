@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from topiarist.graph.sizes import Term
+from topiarist.graph.sizes import Term, plain
 
 if TYPE_CHECKING:
     from topiarist.graph.axis import Axis
@@ -56,6 +56,12 @@ def _shape_of_method(trace: Trace, out: Tensor, tensor: Tensor, *sizes: Any, **k
         _tie_all(trace, _flat(sizes[:1] if isinstance(sizes[0], (tuple, list)) else sizes), trace[out].axes)
 
 
+@_sizes_of(torch.Tensor.expand_as, torch.Tensor.view_as, torch.Tensor.reshape_as)
+def _shape_of_other(trace: Trace, out: Tensor, tensor: Tensor, other: Tensor) -> None:
+    for axis, same in zip(trace[out].axes, trace[other].axes, strict=True):
+        trace.unify(axis, same, "the shape of another tensor")
+
+
 @_sizes_of(torch.reshape, torch.broadcast_to)
 def _shape_of_function(trace: Trace, out: Tensor, tensor: Tensor, shape: Any) -> None:
     _tie_all(trace, shape, trace[out].axes)
@@ -72,10 +78,29 @@ def _unflatten(trace: Trace, out: Tensor, tensor: Tensor, dim: int, sizes: Seque
     _tie_all(trace, sizes, trace[out].axes[dim % tensor.dim() :])
 
 
-@_sizes_of(torch.Tensor.split, torch.split, torch.functional.split)
-def _split(trace: Trace, out: Sequence[Tensor], tensor: Tensor, split_size: Any, dim: int = 0, **kwargs: Any) -> None:
-    sizes = split_size if isinstance(split_size, (tuple, list)) else [split_size] * (len(out) - 1)
-    _tie_all(trace, sizes, [trace[part].axes[dim] for part in out])
+@_sizes_of(torch.Tensor.repeat)
+def _repeat(trace: Trace, out: Tensor, tensor: Tensor, *repeats: Any, **kwargs: Any) -> None:
+    times = _flat(repeats or (kwargs["repeats"],))
+    shape = (*[1] * (len(times) - tensor.dim()), *tensor.shape)
+    for number, size, axis in zip(times, shape, trace[out].axes, strict=True):
+        trace.sized(number, trace.graph.split(axis, [plain(number), size], "a repetition")[0])
+
+
+@_sizes_of(torch.Tensor.repeat_interleave, torch.repeat_interleave)
+def _repeat_interleave(trace: Trace, out: Tensor, tensor: Tensor, repeats: Any, dim: int, **_: Any) -> None:
+    size = tensor.shape[dim]
+    trace.sized(repeats, trace.graph.split(trace[out].axes[dim], [size, plain(repeats)], "a repetition")[1])
+
+
+@_sizes_of(torch.Tensor.split, torch.split, torch.Tensor.split_with_sizes, torch.split_with_sizes)
+def _split(trace: Trace, out: Sequence[Tensor], tensor: Tensor, *args: Any, dim: int = 0, **kwargs: Any) -> None:
+    sizes, dim = (*args, *kwargs.values(), dim)[:2]
+    parts = [trace[part].axes[dim] for part in out]
+    if not isinstance(sizes, (tuple, list)):
+        if out[-1].shape[dim] != plain(sizes):
+            trace.pin(trace[tensor].axes[dim], "it is divided into parts with a remainder")
+        sizes = [sizes] * len(out)
+    _tie_all(trace, sizes, parts)
 
 
 @_sizes_of(torch.Tensor.chunk, torch.chunk, torch.Tensor.tensor_split, torch.tensor_split)
@@ -83,30 +108,37 @@ def _chunk(trace: Trace, out: Sequence[Tensor], tensor: Tensor, chunks: Any, dim
     axis = trace[tensor].axes[dim]
     if not isinstance(chunks, int):
         trace.pin(axis, "it is divided at fixed places")
-        return
+    elif len({part.shape[dim] for part in out}) > 1:
+        trace.pin(axis, "it is divided into parts with a remainder")
     for part in out:
         trace.tie(Term("//", axis, len(out)), trace[part].axes[dim])
 
 
 @_sizes_of(torch.Tensor.narrow, torch.narrow)
 def _narrow(trace: Trace, out: Tensor, tensor: Tensor, dim: int, start: int, length: int) -> None:
-    before, kept, _ = _window(trace, tensor, dim, int(start), int(start) + int(length))
+    before, kept, _ = _window(trace, tensor, dim, plain(start), plain(start) + plain(length))
     trace.sized(start, before)
     trace.sized(length, kept)
 
 
-@_sizes_of(torch.Tensor.__getitem__)
-def _getitem(trace: Trace, out: Any, tensor: Tensor, index: Any) -> None:
+@_sizes_of(torch.Tensor.__getitem__, torch.Tensor.__setitem__)
+def _item(trace: Trace, out: Any, tensor: Tensor, index: Any, value: Any = None) -> None:
     entries = index if isinstance(index, tuple) else (index,)
-    consumed = sum(1 for e in entries if e is not None and e is not Ellipsis)
+    taken = [_num_dims(entry) for entry in entries]
     dim = 0
-    for entry in entries:
+    for entry, num in zip(entries, taken, strict=True):
         if entry is Ellipsis:
-            dim += tensor.dim() - consumed
-        elif entry is not None:
-            if isinstance(entry, slice) and (entry.step is None or entry.step == 1):
-                _slice(trace, tensor, dim, entry)
-            dim += 1
+            dim += tensor.dim() - sum(taken)
+        elif isinstance(entry, slice) and (entry.step is None or entry.step == 1):
+            _slice(trace, tensor, dim, entry)
+        dim += num
+
+
+def _num_dims(entry: Any) -> int:
+    """How many dimensions one entry of an index takes up."""
+    if entry is None or entry is Ellipsis or isinstance(entry, bool):
+        return 0
+    return entry.dim() if isinstance(entry, Tensor) and entry.dtype == torch.bool else 1
 
 
 def _slice(trace: Trace, tensor: Tensor, dim: int, entry: slice) -> None:
@@ -141,19 +173,19 @@ def _pad(
     for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         dim = tensor.dim() - 1 - i
         size = trace.graph.find(trace[tensor].axes[dim]).size
-        parts = trace.graph.cut(trace[out].axes[dim], [int(before), size, int(after)], "padding")
+        parts = trace.graph.cut(trace[out].axes[dim], [plain(before), size, plain(after)], "padding")
         _tie_all(trace, [before], parts[:1] if before else [])
         _tie_all(trace, [after], parts[2:] if after else [])
 
 
-@_sizes_of(F.layer_norm, F.rms_norm)
+@_sizes_of(F.layer_norm, F.rms_norm, torch.layer_norm, torch.rms_norm)
 def _normalized_shape(
     trace: Trace, out: Tensor, tensor: Tensor, normalized_shape: Sequence[int], *_: Any, **__: Any
 ) -> None:
     _tie_all(trace, normalized_shape, trace[tensor].axes[-len(normalized_shape) :])
 
 
-@_sizes_of(F.group_norm)
+@_sizes_of(F.group_norm, torch.group_norm)
 def _num_groups(trace: Trace, out: Tensor, tensor: Tensor, num_groups: int, *_: Any, **__: Any) -> None:
     _groups(trace, trace[tensor].axes[1], num_groups)
 
@@ -171,7 +203,7 @@ def _transposed_groups(trace: Trace, out: Tensor, tensor: Tensor, weight: Tensor
 def _groups(trace: Trace, channels: Axis, groups: int) -> None:
     if groups > 1:
         size = trace.graph.find(channels).size
-        trace.sized(groups, trace.graph.split(channels, [int(groups), size // int(groups)], "groups")[0])
+        trace.sized(groups, trace.graph.split(channels, [plain(groups), size // plain(groups)], "groups")[0])
 
 
 @_sizes_of(F.scaled_dot_product_attention)

@@ -21,7 +21,7 @@ Form = Literal["leaf", "product", "sum"]
 class Axis:
     """One index set; compare with `AxisGraph.find`, since unified axes are different objects of one class."""
 
-    __slots__ = ("form", "inexact", "parent", "parts", "pins", "roles", "size")
+    __slots__ = ("birth", "form", "inexact", "parent", "parts", "pins", "roles", "size")
 
     def __init__(self, size: int, form: Form = "leaf", parts: tuple[Axis, ...] = ()) -> None:
         self.size = size
@@ -31,6 +31,7 @@ class Axis:
         self.pins: dict[str, None] = {}  # reasons, in order of arrival
         self.inexact: dict[str, None] = {}
         self.roles: set[str] = set()
+        self.birth = -1  # its place among the leaves of a graph; a class is as old as its oldest leaf
 
     def __repr__(self) -> str:
         if self.parent is not None:
@@ -55,6 +56,8 @@ class AxisGraph:
     def __init__(self) -> None:
         self.one = Axis(1)
         self.one.pins["it has one index only"] = None
+        self._made: list[Axis] = []
+        self._unifying = False
 
     def find(self, axis: Axis) -> Axis:
         """The representative of the class of ``axis``."""
@@ -67,7 +70,23 @@ class AxisGraph:
 
     def leaf(self, size: int) -> Axis:
         """A new axis of its own; all axes of size 1 are one, since they cannot shrink."""
-        return self.one if size == 1 else Axis(size)
+        if size == 1:
+            return self.one
+        axis = Axis(size)
+        if not self._unifying:
+            axis.birth = len(self._made)
+            self._made.append(axis)
+        return axis
+
+    @property
+    def age(self) -> int:
+        """How many leaves there have been so far; see `younger`."""
+        return len(self._made)
+
+    def younger(self, age: int) -> list[Axis]:
+        """The leaves made since `age` by a division or from nothing, and not unified with an older one since."""
+        found = {leaf: None for made in self._made[age:] for leaf in self.leaves(made) if leaf.birth >= age}
+        return list(found)
 
     def product(self, axes: Sequence[Axis]) -> Axis:
         """The row-major product of axes, the first one varying slowest."""
@@ -127,8 +146,12 @@ class AxisGraph:
         a, b = self.find(a), self.find(b)
         if a is b:
             return a
-        if a.size == b.size and self._merge(a, b):
-            return self.find(a)
+        if a.size == b.size:
+            self._unifying, before = True, self._unifying
+            merged = self._merge(a, b)
+            self._unifying = before
+            if merged:
+                return self.find(a)
         reason = f"two ways of dividing it do not nest ({a!r} against {b!r}) in {why}"
         self.pin(a, reason)
         self.pin(b, reason)
@@ -187,6 +210,8 @@ class AxisGraph:
     def _become(self, leaf: Axis, other: Axis) -> None:
         """Let ``leaf`` stand for ``other``; what is known of the leaf holds for everything below ``other``."""
         leaf.parent = other
+        if other.form == "leaf":
+            other.birth = min(other.birth, leaf.birth)
         for target in self.leaves(other):
             target.pins.update(leaf.pins)
             target.inexact.update(leaf.inexact)

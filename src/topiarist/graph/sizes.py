@@ -11,22 +11,23 @@ from __future__ import annotations
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from topiarist.graph.axis import Axis
 
-_OPERATORS: dict[str, Callable[[int, int], int]] = {
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
     "//": operator.floordiv,
     "%": operator.mod,
 }
-_SKIPPED = (os.path.dirname(torch.__file__), os.path.dirname(os.path.abspath(__file__)), "<")
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_SKIPPED = (os.path.dirname(torch.__file__), _HERE, os.path.join(os.path.dirname(_HERE), "inputs.py"), "<")
 
 
 @dataclass(frozen=True)
@@ -57,51 +58,58 @@ class Constraint:
     where: str
 
 
+class Observer(Protocol):
+    """Who is told what becomes of sizes."""
+
+    def on_value(self, expression: Expression) -> None:
+        """A size became a number of its own, whose origin cannot be followed any further."""
+
+    def on_equal(self, left: Expression, right: Expression) -> None:
+        """The code found two sizes equal, and went on accordingly."""
+
+
 class Size(int):
     """An integer with an origin; behaves as the integer it is everywhere."""
 
     expression: Expression
-    on_value: Callable[[Expression], None]
+    observer: Observer
 
-    def __new__(cls, value: int, expression: Expression, on_value: Callable[[Expression], None]) -> Size:
+    def __new__(cls, value: int, expression: Expression, observer: Observer) -> Size:
         size = super().__new__(cls, value)
         size.expression = expression
-        size.on_value = on_value
+        size.observer = observer
         return size
 
     def _combine(self, symbol: str, left: Any, right: Any) -> Any:
-        plain_left, plain_right = int.__index__(left), int.__index__(right)
-        value = _OPERATORS[symbol](plain_left, plain_right)
-        return Size(value, Term(symbol, expression_of(left), expression_of(right)), self.on_value)
+        value = _OPERATORS[symbol](plain(left), plain(right))
+        return Size(value, Term(symbol, expression_of(left), expression_of(right)), self.observer)
 
-    def __float__(self) -> float:
-        self.on_value(self.expression)  # a size that becomes a value: what depends on it is no longer a mere shape
-        return float(int.__index__(self))
+    def __neg__(self) -> Any:
+        return self._combine("-", 0, self)
 
-    def __truediv__(self, other: Any) -> Any:
-        return float(self) / other
+    def __eq__(self, other: object) -> bool:
+        equal = int.__eq__(self, other)
+        if equal is True and isinstance(other, int):
+            self.observer.on_equal(self.expression, expression_of(other))
+        return equal
 
-    def __rtruediv__(self, other: Any) -> Any:
-        return other / float(self)
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
-    def __pow__(self, other: Any, modulo: Any = None) -> Any:
-        self.on_value(self.expression)
-        return pow(int.__index__(self), other, modulo)
+    __hash__ = int.__hash__
 
     def __deepcopy__(self, memo: Any) -> Size:
         return self
 
     def __reduce__(self) -> Any:
-        return (int, (int.__index__(self),))
+        return (int, (plain(self),))
 
 
 def _forward(symbol: str) -> Callable[[Size, Any], Any]:
     def method(self: Size, other: Any) -> Any:
         if isinstance(other, int):
             return self._combine(symbol, self, other)
-        if isinstance(other, float):
-            return _OPERATORS[symbol](float(self), other)  # type: ignore[arg-type]
-        return NotImplemented
+        return _OPERATORS[symbol](float(self), other) if isinstance(other, float) else NotImplemented
 
     return method
 
@@ -110,9 +118,7 @@ def _backward(symbol: str) -> Callable[[Size, Any], Any]:
     def method(self: Size, other: Any) -> Any:
         if isinstance(other, int):
             return self._combine(symbol, other, self)
-        if isinstance(other, float):
-            return _OPERATORS[symbol](other, float(self))  # type: ignore[arg-type]
-        return NotImplemented
+        return _OPERATORS[symbol](other, float(self)) if isinstance(other, float) else NotImplemented
 
     return method
 
@@ -122,9 +128,44 @@ for _name, _symbol in {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mo
     setattr(Size, f"__r{_name}__", _backward(_symbol))
 
 
+def _as_value(name: str) -> Callable[..., Any]:
+    def method(self: Size, *others: Any) -> Any:
+        self.observer.on_value(self.expression)
+        return getattr(int, name)(plain(self), *others)
+
+    return method
+
+
+# What turns a size into a number whose origin is lost; what depends on it is no longer a mere shape.
+for _name in (
+    "int", "float", "round", "floor", "ceil", "trunc", "abs", "invert", "truediv", "rtruediv", "pow", "rpow", "divmod",
+    "rdivmod", "lshift", "rlshift", "rshift", "rrshift", "and", "rand", "or", "ror", "xor", "rxor",
+):  # fmt: skip
+    setattr(Size, f"__{_name}__", _as_value(f"__{_name}__"))
+
+
+def plain(value: int) -> int:
+    """The integer without its origin."""
+    number: int = int.__index__(value)
+    return number
+
+
+def sizes_in(value: Any) -> Iterator[Size]:
+    """The sizes among the arguments of a call, in tuples, lists, dicts and slices."""
+    if isinstance(value, Size):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from sizes_in(item)
+    elif isinstance(value, dict):
+        yield from sizes_in(list(value.values()))
+    elif isinstance(value, slice):
+        yield from sizes_in([value.start, value.stop, value.step])
+
+
 def expression_of(value: int) -> Expression:
     """The origin of an integer; a plain integer is its own."""
-    return value.expression if isinstance(value, Size) else int(value)
+    return value.expression if isinstance(value, Size) else plain(value)
 
 
 def axes_in(expression: Expression) -> Iterable[Axis]:
@@ -156,7 +197,8 @@ def evaluate(expression: Expression, attributes: Mapping[str, int], measure: Cal
         right = evaluate(expression.right, attributes, measure)
         if expression.operator in ("//", "%") and right == 0:
             return -1  # no size is −1: the constraint is reported as not met
-        return _OPERATORS[expression.operator](left, right)
+        value: int = _OPERATORS[expression.operator](left, right)
+        return value
     return expression
 
 

@@ -8,13 +8,15 @@ is not touched: a structural copy that shares its parameters runs instead.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+import random
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
-from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -28,8 +30,18 @@ from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.rules import RULES
-from topiarist.graph.sizes import Attribute, Constraint, Expression, Size, expression_of, source_line
-from topiarist.inputs import call
+from topiarist.graph.sizes import (
+    Attribute,
+    Constraint,
+    Expression,
+    Size,
+    Term,
+    expression_of,
+    sizes_in,
+    source_line,
+)
+from topiarist.inputs import call, fresh
+from topiarist.outputs import tensors_in
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,8 @@ class Trace:
         self.parameters: set[str] = set()
         self.counting = True
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
+        self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
+        self._settled = 0  # the age of the graph up to which sizes are accounted for
 
     def __getitem__(self, tensor: Tensor) -> Tracked:
         """What is known of ``tensor``; one never seen before is a constant and pins what it meets."""
@@ -85,7 +99,13 @@ class Trace:
         if sizes != tuple(tensor.shape):
             raise AssertionError(f"a rule gave axes of sizes {sizes} to a tensor of shape {tuple(tensor.shape)}")
         zeros = (True,) * len(sizes) if zero is None else tuple(zero)
+        if id(tensor) not in self._known:
+            self._sharing.setdefault(_storage(tensor), []).append(tensor)
         self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source))
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether an operator or the model itself has made ``tensor``."""
+        return id(tensor) in self._known
 
     def pinned(self, sizes: Sequence[int], reason: str) -> list[Axis]:
         """New axes that may not shrink."""
@@ -125,7 +145,7 @@ class Trace:
             return
         expression = expression_of(value)
         if isinstance(expression, int):
-            self.pin(axis, f"the size {int(value)} is written in the code")
+            self.pin(axis, f"the size {expression} is written in the code")
         else:
             self.tie(expression, axis)
 
@@ -136,12 +156,16 @@ class Trace:
 
     def shape(self, tensor: Tensor) -> torch.Size:
         """The shape of ``tensor`` as integers that remember their axes."""
-        sizes = [Size(self.graph.find(axis).size, axis, self.on_value) for axis in self[tensor].axes]
+        sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self[tensor].axes]
         return torch.Size(sizes)
 
     def on_value(self, expression: Expression) -> None:
         """A size became a number of its own: what it belongs to cannot change without changing the function."""
         self.values.append((expression, source_line()))
+
+    def on_equal(self, left: Expression, right: Expression) -> None:
+        """The code found two sizes equal: they must stay so for it to go the same way."""
+        self.tie(Term("-", left, right), Axis(0))
 
     # ------------------------------------------------------------------ the operators' side
 
@@ -150,17 +174,79 @@ class Trace:
         outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if not outputs:
             return
-        found = RULES.get(func) or RULES.get(func.overloadpacket)
-        if found is not None:
-            found(self, out, *args, **kwargs)
-            return
+        operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        kwargs = {k: v for k, v in kwargs.items() if k != "out"}  # the tensor to write into is the output
         name = str(func.overloadpacket)
-        self.unknown.setdefault(name, source_line())
-        for tensor in (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
+        found = RULES.get(func) or RULES.get(func.overloadpacket)
+        reason = f"no rule for the operator {name}"
+        if found is not None:
+            try:
+                found(self, out, *args, **kwargs)
+            except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
+                name = f"{name} ({type(error).__name__} in its rule: {error})"
+                reason = f"the rule of the operator {name} does not hold"
+                found = None
+        if found is None:
+            self.unknown.setdefault(name, source_line())
+            self.pin_all(operands, reason)
+            for tensor in outputs:
+                self.put(tensor, self.pinned(tensor.shape, reason))
+        if func._schema.is_mutable:
+            self._written(outputs)
+
+    def pin_all(self, tensors: Iterable[Tensor], reason: str) -> None:
+        """Pin every axis of some tensors."""
+        for tensor in tensors:
             for axis in self[tensor].axes:
-                self.pin(axis, f"no rule for the operator {name}")
-        for tensor in outputs:
-            self.put(tensor, self.pinned(tensor.shape, f"no rule for the operator {name}"))
+                self.pin(axis, reason)
+
+    def _written(self, outputs: Sequence[Tensor]) -> None:
+        """Other tensors on the storage of one that was written into may no longer be zero where they were."""
+        for output in outputs:
+            if not all(self[output].zero):
+                for other in self._sharing.get(_storage(output), ()):
+                    known = self._known[id(other)][1]
+                    if other is not output and any(known.zero):
+                        self.put(other, known.axes, [False] * len(known.axes), known.source)
+
+    # ------------------------------------------------------------------ the functions' side
+
+    def function(self, func: Any, handler: Callable[..., None] | None, args: Any, kwargs: Any, out: Any) -> None:
+        """Account for the sizes that went into a torch function: tied by its handler, or pinned.
+
+        What a handler does not tie is a number inside the function, or written in the code.
+        """
+        name = getattr(func, "__name__", str(func))
+        made = tensors_in(out)
+        if handler is not None:
+            if not args and "input" in kwargs:
+                args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
+            try:
+                handler(self, out, *args, **kwargs)
+            except Exception as error:  # called in a way that the handler does not know: pinned, never wrong
+                self.pin_all([*tensors_in((args, kwargs)), *made], f"the sizes of {name} cannot be read ({error})")
+        else:
+            for size in sizes_in((args, kwargs)):
+                self.on_value(size.expression)
+            self.pin_unsettled(f"its size is set inside {name}")
+        self.settle()
+        foreign = [t for t in made if not self.knows(t)]
+        if foreign or (isinstance(out, (np.ndarray, list, torch.UntypedStorage, torch.TypedStorage)) and not made):
+            self.pin_all(tensors_in((args, kwargs)), f"its values leave torch's operators in {name}")
+
+    def pin_unsettled(self, reason: str) -> None:
+        """Pin the parts made since the last function whose sizes nothing has tied: hidden literals."""
+        young = self.graph.younger(self._settled)
+        if young:
+            tied = {leaf for c in self.constraints for leaf in self.graph.leaves(c.axis)}
+            for leaf in young:
+                if leaf not in tied:
+                    self.pin(leaf, reason)
+        self.settle()
+
+    def settle(self) -> None:
+        """The sizes of all axes made so far are accounted for."""
+        self._settled = self.graph.age
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -184,31 +270,59 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func == torch.Tensor.shape.__get__:  # type: ignore[attr-defined]
-            return self.trace.shape(args[0])
-        if func is torch.Tensor.size:
-            shape, dim = self.trace.shape(args[0]), (*args[1:], *kwargs.values())
-            return shape if not dim or dim[0] is None else shape[dim[0]]
+        reader = _READERS.get(func)
+        if reader is not None:
+            return reader(self.trace, *args, **kwargs)
         handler = SIZE_ARGUMENTS.get(func)
-        if handler is None and isinstance(func, FunctionType) and func.__globals__["__name__"] in _IN_PYTHON:
-            with self:  # its sizes arrive in the calls it makes itself
-                return _without_dispatch(func)(*args, **kwargs)
+        body = _body(func) if handler is None else None
+        if body is not None:
+            with self:
+                return body(*args, **kwargs)
+        self.trace.pin_unsettled("its size is set outside of torch's functions")
         out = func(*args, **kwargs)
-        if handler is not None:
-            handler(self.trace, out, *args, **kwargs)
+        self.trace.function(func, handler, args, kwargs, out)
         return out
 
 
-_IN_PYTHON = ("torch.nn.functional", "torch.functional")
+def _size(trace: Trace, input: Tensor, dim: int | None = None) -> Any:
+    shape = trace.shape(input)
+    return shape if dim is None else shape[dim]
 
 
-@cache
-def _without_dispatch(func: FunctionType) -> FunctionType:
-    """The body of one of torch's Python functions, which would otherwise hand itself to the mode again."""
-    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    scope = {**func.__globals__, **{name: lambda *_: False for name in checks}}
-    body = FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
-    body.__kwdefaults__ = func.__kwdefaults__
+def _numel(trace: Trace, input: Tensor) -> Any:
+    return math.prod(trace.shape(input))
+
+
+def _data(trace: Trace, tensor: Tensor) -> Tensor:
+    known, data = trace[tensor], tensor.data
+    trace.put(data, known.axes, known.zero, known.source)
+    return data
+
+
+# What hands out sizes, or tensors behind the back of the dispatcher.
+_READERS: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.shape.__get__: Trace.shape,  # type: ignore[attr-defined]
+    torch.Tensor.data.__get__: _data,  # type: ignore[attr-defined]
+    torch.Tensor.size: _size,
+    torch.Tensor.numel: _numel,
+    torch.Tensor.nelement: _numel,
+    torch.numel: _numel,
+}
+
+_HAND_OVER = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+def _body(function: Any) -> Callable[..., Any] | None:
+    """A torch function written in Python without its hand-over to modes: the calls in its body are seen one by one.
+
+    Torch switches a mode off while the function that it was handed runs; `F.multi_head_attention_forward`, say, would
+    reshape unseen. None for functions that are not written in Python.
+    """
+    if not isinstance(function, types.FunctionType) or not set(_HAND_OVER) & set(function.__code__.co_names):
+        return None
+    scope = {**function.__globals__, **dict.fromkeys(_HAND_OVER, lambda *_: False)}
+    body = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    body.__kwdefaults__ = function.__kwdefaults__
     return body
 
 
@@ -229,17 +343,15 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
     if not isinstance(model, nn.Module):
         raise InputError(f"trace takes a torch.nn.Module, got {type(model).__name__}")
     state = Trace()
-    clone = structural_copy(model)
-    tensors = _register(state, clone)
-    integers = attributes.integer_attributes(clone)
-    tracked = {path: Size(value, Attribute(path), state.on_value) for path, value in integers.items()}
+    structural_copy(model)  # refuses what cannot be copied
+    tensors = _register(state, model)
+    integers = attributes.integer_attributes(model)
     errors: dict[str, Exception] = {}
-    with attributes.replaced(clone, tracked):
+    with random_states_kept(model):
         for mode in ("evaluation", "training"):
-            clone.train(mode == "training")
             state.counting = mode == "evaluation"
             try:
-                _run(state, clone, example_inputs)
+                _run(state, model, mode == "training", example_inputs)
             except Exception as error:  # whatever a model may raise; it is chained below
                 errors[mode] = error
     if "evaluation" in errors:
@@ -286,44 +398,54 @@ def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
             continue
         first[id(tensor)] = name
         axes = tuple(state.graph.leaf(size) for size in tensor.shape)
-        state.put(tensor, axes, source=name)
+        state.put(tensor, axes, [kind == "parameter"] * len(axes), source=name)  # masks zero parameters only
         if kind == "parameter":
             state.parameters.add(name)
         tensors[name] = TensorInfo(axes, kind, tensor.element_size())
+    state.settle()
     return tensors
 
 
-def _run(state: Trace, model: nn.Module, example_inputs: Any) -> None:
+def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) -> None:
+    """Run a fresh copy on fake tensors; where that fails, another on real ones."""
+    costs = len(state.costs)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
             inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, example_inputs)
-            _forward(state, model, inputs)
+            _forward(state, model, training, inputs)
     except Exception as on_fake:
+        del state.costs[costs:]
         try:
-            with torch.random.fork_rng(devices=[]), _buffers_restored(model):
-                _forward(state, model, tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, example_inputs))
+            with _tensors_restored(model):
+                _forward(state, model, training, fresh(example_inputs))
         except Exception as on_real:
             raise on_real from on_fake
 
 
-def _forward(state: Trace, model: nn.Module, inputs: Any) -> None:
+def _forward(state: Trace, model: nn.Module, training: bool, inputs: Any) -> None:
     for tensor in (t for t in tree_leaves(inputs) if isinstance(t, Tensor)):
         axes = [state.graph.leaf(size) for size in tensor.shape]
         for axis in axes:
             state.graph.pin(axis, "it is a dimension of the model's input")
         state.put(tensor, axes)
+    state.settle()
+    clone = structural_copy(model).train(training)
+    integers = attributes.integer_attributes(clone)
+    tracked = {path: Size(value, Attribute(path), state) for path, value in integers.items()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
-        for name, module in model.named_modules():
+        for name, module in clone.named_modules():
             handle = module.register_forward_hook(_recorder(state, name))
             stack.callback(handle.remove)
+        stack.enter_context(attributes.replaced(clone, tracked))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_Operators(state))
         stack.enter_context(_Functions(state))
-        out = call(model, inputs)
-    for tensor in (t for t in tree_leaves(_plain(out)) if isinstance(t, Tensor)):
+        out = call(clone, inputs)
+    state.pin_unsettled("its size is set outside of torch's functions")
+    for tensor in tensors_in(out):
         for axis in state[tensor].axes:
             state.graph.pin(axis, "it is a dimension of the model's output")
 
@@ -331,28 +453,44 @@ def _forward(state: Trace, model: nn.Module, inputs: Any) -> None:
 def _recorder(state: Trace, name: str) -> Callable[[nn.Module, Any, Any], None]:
     def record(module: nn.Module, args: Any, out: Any) -> None:
         del module, args
-        for tensor in (t for t in tree_leaves(_plain(out)) if isinstance(t, Tensor)):
+        for tensor in tensors_in(out):
             state.outputs.setdefault(name, []).extend(state[tensor].axes)
 
     return record
 
 
-def _plain(out: Any) -> Any:
-    """Outputs as containers that pytrees know: mapping- and dataclass-like results as dicts."""
-    if isinstance(out, Mapping) and type(out) is not dict:
-        return dict(out)
-    return vars(out) if hasattr(out, "__dict__") and not isinstance(out, Tensor) else out
+def _storage(tensor: Tensor) -> int:
+    """What tensors that share memory have in common; 0 for those that have no storage."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 @contextmanager
-def _buffers_restored(model: nn.Module) -> Iterator[None]:
-    before = [(b, b.detach().clone()) for b in model.buffers()]
+def random_states_kept(model: nn.Module) -> Iterator[None]:
+    """Put back the random states of Python, NumPy and torch (CPU, and CUDA where the model lies there)."""
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+@contextmanager
+def _tensors_restored(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass writes into the tensors of the model, and touch none that it does not."""
+    before = {id(t): (t, t._version, t.detach().clone()) for _, t, _ in model_tensors(model)}
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+            for tensor, version, value in before.values():
+                if tensor._version != version:
+                    tensor.copy_(value)
 
 
 def _trace_error(model: nn.Module, example_inputs: Any, error: Exception) -> TraceError:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from topiarist.errors import InputError, ShrinkError
 from topiarist.graph import attributes
-from topiarist.inputs import call
+from topiarist.graph.trace import random_states_kept
+from topiarist.inputs import call, fresh
+from topiarist.outputs import tensors_in
 from topiarist.plan import Plan, Slice
 from topiarist.shrink.attributes import synchronise
 
@@ -54,7 +55,7 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
 
 
 def _cut_tensors(model: nn.Module, plan: Plan) -> None:
-    done: dict[int, Tensor] = {}
+    done: set[int] = set()
     for name, slices in plan.slices.items():
         path, _, leaf = name.rpartition(".")
         try:
@@ -66,13 +67,13 @@ def _cut_tensors(model: nn.Module, plan: Plan) -> None:
         tensor = holder[leaf]
         if not isinstance(tensor, Tensor):
             raise InputError(f"the plan cuts {name!r}, which is no tensor of this model but {type(tensor).__name__}")
-        if id(tensor) not in done:
-            done[id(tensor)] = _cut(name, tensor, slices)
-        holder[leaf] = done[id(tensor)]
+        if id(tensor) not in done:  # tied tensors are one object, and stay it: it is cut in place
+            done.add(id(tensor))
+            tensor.data = _cut(name, tensor.data, slices)
 
 
 def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...]) -> Tensor:
-    small = tensor.detach()
+    small = tensor
     for piece in slices:
         if piece.dim >= small.dim() or small.shape[piece.dim] != piece.removed.numel():
             raise InputError(
@@ -81,8 +82,6 @@ def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...]) -> Tensor:
             )
         kept = (~piece.removed).nonzero().flatten().to(small.device)
         small = small.index_select(piece.dim, kept)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(small, requires_grad=tensor.requires_grad)
     return small
 
 
@@ -96,9 +95,8 @@ def check_runs(model: nn.Module, example_inputs: Any) -> None:
     for training in (False, True):
         trial.train(training)
         try:
-            with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
-                outputs = [t for t in tree_leaves(call(trial, example_inputs)) if isinstance(t, Tensor)]
-                differentiable = [t for t in outputs if t.requires_grad]
+            with random_states_kept(trial), torch.set_grad_enabled(training):
+                differentiable = [t for t in tensors_in(call(trial, fresh(example_inputs))) if t.requires_grad]
                 if training and differentiable:
                     torch.autograd.backward([t.abs().sum() for t in differentiable])
         except Exception as error:  # whatever a model may raise; it is chained

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from topiarist.errors import InputError
 from topiarist.graph import trace
-from topiarist.inputs import call
+from topiarist.inputs import call, fresh
 from topiarist.mask.attach import mask, unmask
+from topiarist.outputs import tensors_in
 from topiarist.plan import Plan
 from topiarist.shrink.apply import shrink
 
@@ -112,9 +113,8 @@ def _gap(a: Tensor, b: Tensor) -> float:
 
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     with torch.no_grad():
-        out = call(model.eval(), inputs)
-    out = dict(out) if isinstance(out, Mapping) else out
-    return [t.double() for t in tree_leaves(out) if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())]
+        out = call(model.eval(), fresh(inputs))
+    return [t.double() for t in tensors_in(out) if t.is_floating_point()]
 
 
 def _double(model: nn.Module) -> nn.Module:

@@ -59,7 +59,8 @@ def _mv(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
 
 @rule(aten.dot, aten.vdot)
 def _dot(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
-    trace.contract((a, 0), (b, 0), "dot")
+    k = trace.contract((a, 0), (b, 0), "dot")
+    trace.cost(k, source=trace[b].source or trace[a].source)
     trace.put(out, ())
 
 
@@ -105,8 +106,10 @@ def _convolution(
         trace.unify(outer, trace[bias].axes[0], "convolution")
 
 
-def _attention(trace: Trace, out: Sequence[Any], query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> None:
-    """softmax(q kᵀ) v over (batch, heads, tokens, head_dim); grouped keys and values share heads between queries."""
+def _attention(
+    trace: Trace, out: Sequence[Any], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> None:
+    """softmax(q kᵀ + mask) v over (batch, heads, tokens, head_dim); grouped keys and values share heads of queries."""
     q, k, v = trace[query], trace[key], trace[value]
     trace.contract((query, query.dim() - 1), (key, key.dim() - 1), "attention")
     for i in range(query.dim() - 2):
@@ -117,6 +120,11 @@ def _attention(trace: Trace, out: Sequence[Any], query: Tensor, key: Tensor, val
             trace.pin(q.axes[i], "heads share keys and values in groups")
             trace.pin(k.axes[i], "heads share keys and values in groups")
     trace.unify(k.axes[-2], v.axes[-2], "attention")
+    for mask in (m for m in (*args, *kwargs.values()) if isinstance(m, Tensor)):  # broadcast to (…, queries, keys)
+        weights = (*q.axes[:-1], k.axes[-2])
+        for axis, other in zip(weights[::-1], trace[mask].axes[::-1], strict=False):
+            if trace.graph.find(axis).size != 1 and trace.graph.find(other).size != 1:
+                trace.unify(axis, other, "attention")
     for axis in q.axes[1:-2]:
         trace.graph.mark_role(axis, "head")
     trace.cost(*q.axes, k.axes[-2], source=None)

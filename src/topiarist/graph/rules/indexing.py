@@ -36,21 +36,24 @@ def _index_select(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor)
 @rule(aten.index)
 def _index(trace: Trace, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) -> None:
     tracked = trace[x]
-    places = [d for d, index in enumerate(indices) if index is not None]
+    places: list[int] = []
+    dim = 0
+    for index in indices:
+        is_mask = index is not None and index.dtype in (torch.bool, torch.uint8)
+        num = index.dim() if index is not None and is_mask else 1
+        if index is not None:
+            places.extend(range(dim, dim + num))
+        dim += num
     for d in places:
         trace.pin(tracked.axes[d], _LOOKED_UP)
-    looked_up = [i.shape for i in indices if i is not None and i.dtype != torch.bool]
-    shape = torch.broadcast_shapes(*looked_up)  # type: ignore[no-untyped-call]
     kept = [d for d in range(len(tracked.axes)) if d not in places]
     together = places == list(range(places[0], places[-1] + 1))
     first = len([d for d in kept if d < places[0]]) if together else 0
-    if len(kept) + len(shape) != out.dim():  # a boolean mask: sizes depend on data
-        trace.put(out, trace.pinned(out.shape, "it is looked up by value"))
-        return
+    num_new = out.dim() - len(kept)
     axes = [tracked.axes[d] for d in kept]
-    axes[first:first] = trace.pinned(shape, "it is looked up by value")
+    axes[first:first] = trace.pinned(out.shape[first : first + num_new], "it is looked up by value")
     zeros = [tracked.zero[d] for d in kept]
-    zeros[first:first] = [False] * len(shape)
+    zeros[first:first] = [False] * num_new
     trace.put(out, axes, zeros)
 
 

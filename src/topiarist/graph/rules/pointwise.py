@@ -11,6 +11,7 @@ from torch import Tensor
 from topiarist.graph.rules import named, rule
 
 if TYPE_CHECKING:
+    from topiarist.graph.axis import Axis
     from topiarist.graph.trace import Trace
 
 aten = torch.ops.aten
@@ -25,25 +26,28 @@ def pointwise(trace: Trace, out: Tensor, operands: Sequence[Any], operator: str,
     tensors = [x for x in operands if isinstance(x, Tensor)]
     if keeps_zero == "all" and any(isinstance(x, (int, float)) and x != 0 for x in operands):
         keeps_zero = False
-    axes, zeros = [], []
-    for back in range(1, out.dim() + 1):
-        axis = trace.graph.one
-        flags: list[bool | None] = []
-        for tensor in tensors:
-            tracked = trace[tensor]
-            if back > len(tracked.axes):
-                flags.append(None)
-                continue
-            other = tracked.axes[-back]
-            if trace.graph.find(other).size != 1:
-                axis = other if axis is trace.graph.one else trace.unify(axis, other, operator)
-                flags.append(tracked.zero[-back])
-            else:
-                flags.append(None)
-        axes.append(axis)
-        zeros.append(_zero(flags, keeps_zero))
-    sources = {trace[t].source for t in tensors if t.shape == out.shape} & trace.parameters
-    trace.put(out, axes[::-1], zeros[::-1], source=sources.pop() if len(sources) == 1 else None)
+    axes = [_unified(trace, tensors, back, operator) for back in range(out.dim(), 0, -1)]
+    zeros = [_zero([_flag(trace, t, back) for t in tensors], keeps_zero) for back in range(out.dim(), 0, -1)]
+    sources = {trace[t].source for t in tensors if t.shape == out.shape} - {None}
+    trace.put(out, axes, zeros, source=sources.pop() if len(sources) == 1 else None)
+
+
+def _unified(trace: Trace, tensors: Sequence[Tensor], back: int, operator: str) -> Axis:
+    """The axis that broadcasting gives the dimension ``back`` from the last."""
+    result = trace.graph.one
+    for tensor in tensors:
+        axes = trace[tensor].axes
+        if back <= len(axes) and trace.graph.find(axes[-back]).size != 1:
+            result = axes[-back] if result is trace.graph.one else trace.unify(result, axes[-back], operator)
+    return result
+
+
+def _flag(trace: Trace, tensor: Tensor, back: int) -> bool | None:
+    """Whether ``tensor`` is zero at a zeroed index of that dimension; None where it is broadcast along it."""
+    tracked = trace[tensor]
+    if back > len(tracked.axes) or trace.graph.find(tracked.axes[-back]).size == 1:
+        return None
+    return tracked.zero[-back]
 
 
 def _zero(flags: Sequence[bool | None], keeps_zero: bool | str) -> bool:
@@ -66,34 +70,72 @@ def _register(keeps_zero: bool | str, *names: str) -> None:
 def _make(name: str, keeps_zero: bool | str) -> Callable[..., None]:
     def run(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
         operands = [*args, *(v for v in kwargs.values() if isinstance(v, Tensor))]
+        if name in _NO_VALUE_AT_ZERO:
+            undefined_at_zero(trace, operands[-1], name)
         for tensor in (out,) if isinstance(out, Tensor) else out:
-            pointwise(trace, tensor, operands if keeps_zero not in (True, False) else args[:1], name, keeps_zero)
+            pointwise(trace, tensor, operands, name, keeps_zero)
 
     return run
+
+
+# of the last operand: infinite or undefined where it is zero, so that not even a weight of zero takes it away
+_NO_VALUE_AT_ZERO = {
+    "log", "log2", "log10", "logit", "reciprocal", "rsqrt", "digamma", "lgamma", "div", "fmod", "remainder",
+    "floor_divide",
+}  # fmt: skip
+
+
+def undefined_at_zero(trace: Trace, operand: Any, operator: str) -> None:
+    """Mark the axes along which ``operand`` is zero once an index is zeroed: removing it cannot equal zeroing it."""
+    if isinstance(operand, Tensor):
+        tracked = trace[operand]
+        for axis, zero in zip(tracked.axes, tracked.zero, strict=True):
+            if zero and trace.graph.find(axis).size != 1:
+                trace.inexact(axis, f"{operator}, which has no value at zero,")
 
 
 # f(0) = 0: a zeroed index stays zero
 _register(
     True, "abs", "alias", "asinh", "atan", "bernoulli", "ceil", "celu", "clone", "contiguous", "detach", "dropout",
-    "elu", "erf", "expm1", "floor", "frac", "gelu", "hardswish", "hardtanh", "leaky_relu", "lift", "lift_fresh",
+    "elu", "erf", "expm1", "floor", "frac", "gelu", "hardswish", "leaky_relu", "lift", "lift_fresh",
     "lift_fresh_copy", "log1p", "mish", "nan_to_num", "native_dropout", "neg", "positive", "relu", "relu6", "round",
     "selu", "sgn", "sign", "silu", "sin", "sinh", "sqrt", "square", "tan", "tanh", "trunc", "_to_copy", "asin", "atanh",
-    "hardshrink", "softshrink", "real", "conj", "_conj", "angle", "view_as_real_copy", "resolve_conj", "resolve_neg",
-    "_conj_physical", "conj_physical", "zeros_like",
+    "hardshrink", "softshrink", "real", "conj", "_conj", "resolve_conj", "resolve_neg", "_conj_physical",
+    "conj_physical", "zeros_like",
 )  # fmt: skip
 # f(0) ≠ 0
 _register(
     False, "acos", "acosh", "bitwise_not", "cos", "cosh", "digamma", "erfc", "exp", "exp2", "hardsigmoid", "isfinite",
     "isinf", "isnan", "lgamma", "log", "log10", "log2", "log_sigmoid_forward", "logical_not", "logit", "reciprocal",
     "rsqrt", "sigmoid", "softplus", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "fill",
-    "clamp", "clamp_min", "clamp_max", "uniform", "normal", "exponential", "random",
+    "uniform", "normal", "exponential", "random", "atan2",
 )  # fmt: skip
 _register(
     "all", "add", "sub", "rsub", "lerp", "maximum", "minimum", "fmax", "fmin", "hypot", "copysign", "copy",
     "bitwise_or", "logical_or", "bitwise_xor", "logical_xor",
 )  # fmt: skip
 _register("any", "mul", "bitwise_and", "logical_and")
-_register("first", "div", "atan2", "fmod", "remainder", "floor_divide", "_prelu_kernel", "prelu")
+_register("first", "div", "fmod", "remainder", "floor_divide", "_prelu_kernel", "prelu")
+
+
+@rule(*named("clamp", "clamp_", "hardtanh", "hardtanh_"))
+def _clamp(trace: Trace, out: Tensor, tensor: Tensor, low: Any = None, high: Any = None, **kwargs: Any) -> None:
+    low, high = kwargs.get("min", low), kwargs.get("max", high)
+    if low is None and high is None:
+        low, high = -1, 1  # the defaults of hardtanh, which dispatch leaves out
+    below = low is None or (isinstance(low, (int, float)) and low <= 0)
+    above = high is None or (isinstance(high, (int, float)) and high >= 0)
+    pointwise(trace, out, (tensor, low, high), "clamp", below and above)
+
+
+@rule(*named("clamp_min", "clamp_min_"))
+def _clamp_min(trace: Trace, out: Tensor, tensor: Tensor, low: Any) -> None:
+    _clamp(trace, out, tensor, low)
+
+
+@rule(*named("clamp_max", "clamp_max_"))
+def _clamp_max(trace: Trace, out: Tensor, tensor: Tensor, high: Any) -> None:
+    _clamp(trace, out, tensor, None, high)
 
 
 @rule(
@@ -114,16 +156,11 @@ def _comparison(trace: Trace, out: Tensor, *args: Any) -> None:
 
 @rule(aten.where, aten.where.self)
 def _where(trace: Trace, out: Tensor, condition: Tensor, a: Any, b: Any) -> None:
-    pointwise(trace, out, (a, b, condition), "where", "all")
+    pointwise(trace, out, (a, b, condition), "where", False)
     pair = [x for x in (a, b) if isinstance(x, Tensor)]
-    zeros = [all(_flag(trace, x, -i) for x in pair) for i in range(out.dim(), 0, -1)]
-    scalars = all(x == 0 for x in (a, b) if isinstance(x, (int, float)))
-    trace.put(out, trace[out].axes, [z and scalars for z in zeros])
-
-
-def _flag(trace: Trace, tensor: Tensor, back: int) -> bool:
-    tracked = trace[tensor]
-    return -back > len(tracked.axes) or tracked.zero[back] or tracked.axes[back] is trace.graph.one
+    zero = all(x == 0 for x in (a, b) if isinstance(x, (int, float)))
+    zeros = [zero and _zero([_flag(trace, t, back) for t in pair], "all") for back in range(out.dim(), 0, -1)]
+    trace.put(out, trace[out].axes, zeros)
 
 
 @rule(aten.masked_fill, aten.masked_fill_)
@@ -134,14 +171,22 @@ def _masked_fill(trace: Trace, out: Tensor, tensor: Tensor, mask: Tensor, value:
     trace.put(out, trace[out].axes, [z and keeps for z in (False,) * (out.dim() - len(zero)) + zero])
 
 
-@rule(aten.addcmul, aten.addcmul_, aten.addcdiv, aten.addcdiv_)
+@rule(aten.addcmul, aten.addcmul_)
 def _addcmul(trace: Trace, out: Tensor, tensor: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -> None:
     pointwise(trace, out, (tensor, a, b), "addcmul", "all")
+
+
+@rule(aten.addcdiv, aten.addcdiv_)
+def _addcdiv(trace: Trace, out: Tensor, tensor: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -> None:
+    undefined_at_zero(trace, b, "addcdiv")
+    pointwise(trace, out, (tensor, a, b), "addcdiv", "all")
 
 
 @rule(aten.pow, aten.pow_)
 def _pow(trace: Trace, out: Tensor, base: Any, exponent: Any) -> None:
     positive = isinstance(exponent, (int, float)) and exponent > 0
+    if not positive:
+        undefined_at_zero(trace, base, "a power")
     pointwise(trace, out, (base, exponent), "pow", positive)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,17 +66,24 @@ def _along(trace: Trace, out: Tensor, x: Tensor, dim: int, *args: Any, **kwargs:
     trace.put(out, tracked.axes, [False] * out.dim())
 
 
-@rule(aten.sort, aten.topk, aten.kthvalue)
-def _ranked(trace: Trace, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
-    tracked = trace[x]
-    axes = tracked.axes
-    for tensor in tree_leaves(out):
-        new = []
-        for d in range(tensor.dim()):
-            if tensor.dim() == len(axes) and trace.graph.find(axes[d]).size == tensor.shape[d]:
-                new.append(axes[d])
-            else:
-                new.extend(trace.pinned([tensor.shape[d]], "it ranks values"))
-        trace.put(tensor, new, [False] * tensor.dim())
-    dim = kwargs.get("dim", next((a for a in args[-2:] if isinstance(a, int) and not isinstance(a, bool)), -1))
-    trace.pin(axes[dim], "its values are ranked")
+def _rank(trace: Trace, out: Sequence[Tensor], x: Tensor, dim: int) -> None:
+    axes = list(trace[x].axes)
+    if axes:
+        trace.pin(axes[dim], "its values are ranked")
+    for tensor in out:
+        if tensor.dim() < len(axes):
+            kept = [axis for d, axis in enumerate(axes) if d != dim % len(axes)]
+        else:
+            kept = list(axes)
+            kept[dim : dim + 1 or None] = trace.pinned([tensor.shape[dim]], "it ranks values") if axes else []
+        trace.put(tensor, kept, [False] * tensor.dim())
+
+
+@rule(aten.topk, aten.kthvalue)
+def _chosen_by_rank(trace: Trace, out: Any, x: Tensor, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> None:
+    _rank(trace, out, x, dim)
+
+
+@rule(aten.sort)
+def _sort(trace: Trace, out: Any, x: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> None:
+    _rank(trace, out, x, dim)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from topiarist.graph.axis import Axis
 from topiarist.graph.rules import named, rule
+from topiarist.graph.sizes import Term
 
 if TYPE_CHECKING:
     from topiarist.graph.trace import Trace
@@ -117,9 +118,12 @@ def _expand(trace: Trace, out: Tensor, tensor: Tensor, shape: Any, **_: Any) -> 
     tracked = trace[tensor]
     new = out.dim() - len(tracked.axes)
     axes = [trace.graph.leaf(size) for size in out.shape[:new]]
-    for size, axis in zip(out.shape[new:], tracked.axes, strict=True):
-        axes.append(axis if trace.graph.find(axis).size == size else trace.graph.leaf(size))
-    trace.put(out, axes, (False,) * new + tracked.zero, tracked.source)
+    zeros = [False] * new
+    for size, axis, zero in zip(out.shape[new:], tracked.axes, tracked.zero, strict=True):
+        stays = trace.graph.find(axis).size == size
+        axes.append(axis if stays else trace.graph.leaf(size))
+        zeros.append(zero and stays)
+    trace.put(out, axes, zeros, tracked.source)
 
 
 @rule(aten.slice, aten.slice_copy)
@@ -187,6 +191,26 @@ def _cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> 
     trace.put(out, axes, zeros)
 
 
+@rule(aten.glu)
+def _glu(trace: Trace, out: Tensor, tensor: Tensor, dim: int = -1) -> None:
+    tracked = trace[tensor]
+    half = out.shape[dim]
+    value, gate = trace.graph.cut(tracked.axes[dim], [half, half], "glu")
+    axes = list(tracked.axes)
+    axes[dim] = trace.unify(value, gate, "glu")
+    trace.tie(Term("//", tracked.axes[dim], 2), axes[dim])
+    trace.put(out, axes, tracked.zero)
+
+
+@rule(*named("channel_shuffle", "native_channel_shuffle"))
+def _channel_shuffle(trace: Trace, out: Tensor, tensor: Tensor, groups: int) -> None:
+    tracked = trace[tensor]
+    count, rest = trace.graph.split(tracked.axes[1], [groups, out.shape[1] // groups], "channel shuffle")
+    trace.pin(count, "it counts the groups of a channel shuffle")
+    trace.tie(Term("//", tracked.axes[1], groups), rest)
+    trace.put(out, (tracked.axes[0], trace.graph.product([rest, count]), *tracked.axes[2:]), tracked.zero)
+
+
 @rule(aten.stack)
 def _stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> None:
     dim %= out.dim()
@@ -221,9 +245,9 @@ def _constant_pad(trace: Trace, out: Tensor, tensor: Tensor, pad: Sequence[int],
 def _repeat(trace: Trace, out: Tensor, tensor: Tensor, repeats: Sequence[int]) -> None:
     tracked = trace[tensor]
     new = out.dim() - len(tracked.axes)
-    axes = trace.pinned(out.shape[:new], "it counts repeats")
+    axes = [trace.graph.leaf(times) for times in repeats[:new]]
     for times, axis in zip(repeats[new:], tracked.axes, strict=True):
-        axes.append(trace.graph.product([*trace.pinned([times], "it counts repeats"), axis]))
+        axes.append(trace.graph.product([trace.graph.leaf(times), axis]))
     trace.put(out, axes, (False,) * new + tracked.zero)
 
 

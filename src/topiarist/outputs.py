@@ -1,0 +1,36 @@
+"""What a model returns, whatever it is packed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+_DEEPEST = 8
+
+
+def tensors_in(out: Any) -> list[Tensor]:
+    """Every tensor in ``out``, in order: in tuples, lists, mappings, dataclasses and plain objects, eight levels deep.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> tensors_in({"logits": torch.ones(1), "extra": SimpleNamespace(boxes=[torch.zeros(1)])})
+        [tensor([1.]), tensor([0.])]
+    """
+    return _tensors(out, _DEEPEST)
+
+
+def _tensors(out: Any, depth: int) -> list[Tensor]:
+    if isinstance(out, Tensor):
+        return [out]
+    if depth == 0 or isinstance(out, (str, bytes, type, nn.Module)):
+        return []
+    if isinstance(out, Mapping):
+        held = list(out.values())
+    elif isinstance(out, (tuple, list, set, frozenset)):
+        held = list(out)
+    else:
+        held = list(getattr(out, "__dict__", {}).values())
+    return [tensor for item in held for tensor in _tensors(item, depth - 1)]
