@@ -103,6 +103,8 @@ def explain(
         size, ties, share = str(row["size"]), str(row["ties"]), f"{row['share']:.3f}"
         table.add_row(Text(str(row["name"])), size, ties, share, str(row["status"]), Text(str(row["reason"])))
     to.print(table)
+    for operator, where in axes.unknown_operators.items():
+        to.print(f"no rule for {operator}, first at {where}: what it touches is pinned", markup=False)
 
 
 @app.command()

@@ -57,7 +57,8 @@ def _parameter(name: str, help: str = "") -> inspect.Parameter:
     field = Recipe.model_fields.get(name)
     kind = Path if field is None else _kind(field)
     if field is not None:
-        help = f"{field.description}" + (f" [{field.default}]" if field.default not in (None, (), False) else "")
+        told = field.default is not None and field.default is not False and field.default != ()
+        help = f"{field.description}" + (f" [{field.default}]" if told else "")
     annotation = Annotated[Optional[kind], typer.Option(help=help, show_default=False)]  # type: ignore[valid-type] # noqa: UP045
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

@@ -15,10 +15,12 @@ from topiarist.saliency.base import Slices
 
 
 class Structure(Protocol):
-    """What one unit is. ``is_physical`` says whether removing units makes tensors smaller (`topiarist.shrink`)."""
+    """What one unit is."""
 
     @property
-    def is_physical(self) -> bool: ...
+    def is_physical(self) -> bool:
+        """Whether removing units makes tensors smaller (`topiarist.shrink`)."""
+        ...
 
     def units(self, axes: Axes, keep: Sequence[str]) -> list[Units]:
         """The sets of units of a traced model; what the modules matching ``keep`` return stays whole."""
