@@ -20,13 +20,14 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "topiarist"
 
 # Whoever stands further down may import from whoever stands further up, and never the other way round.
-PIPELINE = """
+ROOMS = """
     errors plan inputs outputs data models
     graph stats saliency structure allocation schedule
     mask shrink recover io measure
     planning journal pruning report testing
     integrations methods bench cli
-""".split()
+"""
+PIPELINE = ROOMS.split()
 OPTIONAL = {"datasets", "torchvision", "timm", "transformers"}  # imported at module level by integrations/ alone
 SLOW = ("altair", "datasets", "sklearn", "typer", "vl_convert", "jinja2", "PIL")  # not part of `import topiarist`
 
