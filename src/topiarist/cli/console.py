@@ -32,6 +32,8 @@ class Commands(TyperGroup):
         """Run the command: exit code 2 for input that cannot be used, 130 after Ctrl-C."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # whoever read the output has seen enough
+            raise
         except (TopiaristError, OSError) as error:
             console(stderr=True).print(Text(f"error: {error}", style="bold red"))
             raise typer.Exit(2) from None

@@ -188,13 +188,14 @@ def execute(command: str, recipe: Recipe, to: Console) -> tuple[RunRecord, Path]
     if (folder / RECORD).exists() and (command != "prune" or (folder / MODEL).exists()):
         to.print(f"{folder} holds this run already, complete", markup=False)
         return read_record(folder), folder
-    with Stages(to, recipe.log_interval) as stages, resumable("topiarist", command, "--recipe", str(file)):
+    with Stages(to, recipe.log_interval) as stages:
         task = Task.of(recipe, stages)
         if command != "train":
             task.check()
         folder.mkdir(parents=True, exist_ok=True)
         recipe.write(file)
-        return COMMANDS[command](Run(command, task, folder, stages)), folder
+        with resumable("topiarist", command, "--recipe", str(file)):
+            return COMMANDS[command](Run(command, task, folder, stages)), folder
 
 
 def read_record(folder: Path) -> RunRecord:
