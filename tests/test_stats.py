@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from topiarist.data import Batches
 from topiarist.errors import InputError
 from topiarist.inputs import as_arguments, as_batch, call
 from topiarist.stats import collect_gradients, preserved
@@ -198,3 +199,10 @@ def test_arguments():
         as_arguments({3: 1})
     assert call(lambda *args, **kwargs: (args, kwargs), (1, 2)) == ((1, 2), {})
     assert as_batch(("x", None)) == ("x", None)
+
+
+def test_a_shuffled_loader_gives_the_same_gradients_each_time(net):
+    inputs, targets = torch.randn(7, 1, 4, 4, dtype=torch.float64), torch.arange(7) % 4
+    loader = Batches(inputs, targets, 2, shuffle=True)
+    first, second = (collect_gradients(net, loader, F.cross_entropy, num_batches=2) for _ in range(2))
+    assert same(first, second)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from topiarist.errors import InputError
 from topiarist.inputs import as_batch, call
@@ -28,7 +29,8 @@ def collect_gradients(
     precision.
 
     Args:
-        data: batches ``(inputs, targets)``, inputs a tensor, a tuple of positional or a dict of keyword arguments.
+        data: batches ``(inputs, targets)`` on any device, inputs a tensor, a tuple of positional or a dict of keyword
+            arguments. A loader with ``set_epoch`` is put to epoch 0, so that the result is the same each time.
         loss: maps outputs and targets to a scalar.
         num_batches: stop after that many; None takes all.
 
@@ -53,6 +55,8 @@ def collect_gradients(
         model.eval()
         for parameter in parameters.values():
             parameter.requires_grad_(True)
+        if hasattr(data, "set_epoch"):
+            data.set_epoch(0)  # the same batches each time, also where a run was resumed
         for batch in itertools.islice(data, num_batches):
             number += 1
             value = _loss_of(model, batch, loss, number)
@@ -66,7 +70,8 @@ def collect_gradients(
 
 
 def _loss_of(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], number: int) -> Tensor:
-    inputs, targets = as_batch(batch)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    inputs, targets = tree_map_only(Tensor, lambda t: t.to(device), as_batch(batch))
     value = loss(call(model, inputs), targets)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         raise InputError(f"the loss must be one number that depends on the model's parameters, got {value!r}")
