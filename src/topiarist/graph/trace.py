@@ -410,7 +410,7 @@ def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) ->
     """Run a fresh copy on fake tensors; where that fails, another on real ones."""
     costs = len(state.costs)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        with _tensors_restored(model, _CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
             inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, example_inputs)
             _forward(state, model, training, inputs)
     except Exception as on_fake:
@@ -480,10 +480,14 @@ def random_states_kept(model: nn.Module) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
+_CONSTANT = 16  # fake tensors know the values of such small real ones, and write into them: a batch norm's counter
+
+
 @contextmanager
-def _tensors_restored(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward pass writes into the tensors of the model, and touch none that it does not."""
-    before = {id(t): (t, t._version, t.detach().clone()) for _, t, _ in model_tensors(model)}
+def _tensors_restored(model: nn.Module, largest: float = math.inf) -> Iterator[None]:
+    """Undo what a forward pass writes into the model's tensors of up to ``largest`` entries; touch no others."""
+    held = [t for _, t, _ in model_tensors(model) if t.numel() <= largest]
+    before = {id(t): (t, t._version, t.detach().clone()) for t in held}
     try:
         yield
     finally:

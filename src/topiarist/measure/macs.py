@@ -31,10 +31,12 @@ _FLOPS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
     aten.mv: lambda matrix, vector, **_: 2 * matrix.numel(),
     aten.dot: lambda a, b, **_: 2 * a.numel(),
+    aten.vdot: lambda a, b, **_: 2 * a.numel(),
 }
 # Which arguments of an operator are multiplied with each other; the others are added or only shape the result.
 _FACTORS = {
     aten.addmm: (1, 2), aten.baddbmm: (1, 2), aten.mm: (0, 1), aten.bmm: (0, 1), aten.mv: (0, 1), aten.dot: (0, 1),
+    aten.vdot: (0, 1),
     aten.convolution: (0, 1), aten._convolution: (0, 1), aten.cudnn_convolution: (0, 1),
 }  # fmt: skip
 
