@@ -814,9 +814,9 @@ def where_and_masks() -> Entry:
 def chosen_rows() -> Entry:
     def forward(m: Any, x: Tensor, chosen: Tensor) -> Any:
         hidden = F.relu(m.first(x))
-        return m.last(hidden[chosen][:, : m.width]) + m.other(hidden[chosen, : m.width])
+        return m.last(hidden[chosen][:, : m.width]) + m.other(hidden[chosen, m.width :])
 
-    parts = {"first": nn.Linear(6, 10), "last": nn.Linear(7, 4), "other": nn.Linear(7, 4)}
+    parts = {"first": nn.Linear(6, 10), "last": nn.Linear(7, 4), "other": nn.Linear(3, 4)}
     chosen = torch.tensor([[True, False, True], [False, True, True]])
     return Net(forward, **parts, width=7), (x(2, 3, 6), chosen)
 
