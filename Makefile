@@ -19,7 +19,7 @@ demo: $(STAMP)
 	$(BIN)/topiarist demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) -rs $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -216,12 +216,12 @@ def _loaded(build: Callable[[], nn.Module], path: Path) -> nn.Module:
         raise FormatError(f"{path} is damaged or not a safetensors file ({error})") from error
     model = build()
     own = model.state_dict()
-    for name in sorted(own.keys() ^ weights.keys()):
-        where, other = (path, weights) if name in own else (type(model).__name__, own)
-        raise FormatError(f"{path} does not fit: {where} has no {name} ({nearest(name, other)})")
     for name, tensor in weights.items():
-        if tensor.shape != own[name].shape:
+        if name in own and tensor.shape != own[name].shape:
             shapes = f"{tuple(tensor.shape)} there, {tuple(own[name].shape)} in {type(model).__name__}"
             raise FormatError(f"{path} does not fit: {name} is {shapes}")
-    model.load_state_dict(weights)
+    missing, unexpected = model.load_state_dict(weights, strict=False)  # fills in what old batch norms did not count
+    for name in (*missing, *unexpected):
+        where, other = (path, weights) if name in own else (type(model).__name__, own)
+        raise FormatError(f"{path} does not fit: {where} has no {name} ({nearest(name, other)})")
     return model
