@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -14,12 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from topiarist.allocation.sensitivity import SensitivityTable
 from topiarist.cli.app import app
-from topiarist.cli.console import Stage
+from topiarist.cli.console import Stage, Stages
 from topiarist.io import load_plan
 from topiarist.report import RunRecord, build
 
@@ -356,6 +359,54 @@ def test_a_real_ctrl_c() -> None:
     assert "Traceback" not in errors
     assert time.monotonic() - started < 30
     assert any(Path("out/checkpoints").iterdir())
+
+
+# ------------------------------------------------------------------ progress
+
+
+def shown(terminal: bool, log_interval: int = 0) -> str:
+    to = Console(file=io.StringIO(), force_terminal=terminal, width=100, highlight=False)
+    with Stages(to, log_interval) as stages:
+        stage = stages.stage("train")
+        for step in range(40):
+            stage.training({"step": step, "num_steps": 40, "loss": 1.5, "lr": 0.1})
+        stage = stages.stage("prune")
+        for step in (1, 2):
+            for batch in range(3):
+                row = {
+                    "pruning_step": step,
+                    "num_pruning_steps": 2,
+                    "step": batch,
+                    "num_steps": 3,
+                    "loss": 1.0,
+                    "lr": 1,
+                }
+                stage.pruning(row)
+            stage.pruning({"step": step, "num_steps": 2, "sparsity": step / 4, "accuracy": 0.5})
+    assert isinstance(to.file, io.StringIO)
+    return to.file.getvalue()
+
+
+def test_a_terminal_gets_live_bars() -> None:
+    text = shown(terminal=True)
+    assert "━" in text
+    assert "40/40" in text
+    assert "6/6" in text
+    assert "train: " not in text
+    assert "prune, step 2 of 2: sparsity 0.5000, accuracy 0.5000" in text
+
+
+def test_elsewhere_a_few_plain_lines() -> None:
+    lines = shown(terminal=False).splitlines()
+    assert lines[0] == "train: 8 of 40, loss 1.5000, lr 0.1"
+    assert lines[4] == "train: 40 of 40, loss 1.5000, lr 0.1"
+    assert len(lines) == 5 + 5 + 2  # five lines a stage, and one for each pruning step
+    assert not any("━" in line or "\x1b" in line for line in lines)
+
+
+def test_the_log_interval_is_kept() -> None:
+    assert re.findall(r"train: (\d+) of 40, loss", shown(terminal=True, log_interval=15)) == ["15", "30"]
+    assert re.findall(r"train: (\d+) of 40, loss", shown(terminal=False, log_interval=15)) == ["15", "30", "40"]
 
 
 # ------------------------------------------------------------------ the program itself
