@@ -56,7 +56,8 @@ def explain(axes: Axes, name: str) -> str:
     chosen = [
         axis
         for axis in axes.axes
-        if axis.name == name or any(m.tensor == name or m.tensor.startswith(f"{name}.") for m in axis.members)
+        if axis.name == name
+        or any(name in (m.tensor, f"{m.tensor}:{m.dim}") or m.tensor.startswith(f"{name}.") for m in axis.members)
     ]
     if not chosen:
         known = [*(a.name for a in axes.axes), *axes.tensors, *axes.modules]

@@ -440,6 +440,7 @@ def _forward(state: Trace, model: nn.Module, training: bool, inputs: Any) -> Non
             handle = module.register_forward_hook(_recorder(state, name))
             stack.callback(handle.remove)
         stack.enter_context(attributes.replaced(clone, tracked))
+        stack.enter_context(torch.inference_mode(False))  # it would hide operators inside of others
         stack.enter_context(torch.no_grad())
         stack.enter_context(_Operators(state))
         stack.enter_context(_Functions(state))

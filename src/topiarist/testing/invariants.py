@@ -236,7 +236,8 @@ def check_bill(axes: Axes, removed: Mapping[str, Tensor], small: nn.Module, inpu
 def count_macs(model: nn.Module, inputs: Any) -> float:
     """Multiply–accumulates of one call by `torch.utils.flop_counter`, and what its table lacks."""
     aten = torch.ops.aten
-    products = {aten.mv: lambda a, b, **_: 2 * a[0] * a[1], aten.vdot: lambda a, b, **_: 2 * a[0]}
+    products = {aten.mv: lambda a, b, **_: 2 * a[0] * a[1]}
+    products |= dict.fromkeys([aten.dot, aten.vdot], lambda a, b, **_: 2 * a[0])
     counter = FlopCounterMode(display=False, custom_mapping=products)
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
         call(copy.deepcopy(model).eval(), fresh(inputs))

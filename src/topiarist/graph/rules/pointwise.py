@@ -61,8 +61,12 @@ def _zero(flags: Sequence[bool | None], keeps_zero: bool | str) -> bool:
     return all(flag is True for flag in flags)
 
 
+KEEPS_ZERO: dict[str, bool | str] = {}  # by operator, in the words of `pointwise`; a test holds it against torch
+
+
 def _register(keeps_zero: bool | str, *names: str) -> None:
     for name in names:
+        KEEPS_ZERO[name] = keeps_zero
         operators = named(name, name + "_")
         rule(*operators)(_make(name, keeps_zero))
 
@@ -115,7 +119,7 @@ _register(
     "bitwise_or", "logical_or", "bitwise_xor", "logical_xor",
 )  # fmt: skip
 _register("any", "mul", "bitwise_and", "logical_and")
-_register("first", "div", "fmod", "remainder", "floor_divide", "_prelu_kernel", "prelu")
+_register("first", "div", "fmod", "remainder", "floor_divide", "_prelu_kernel")
 
 
 @rule(*named("clamp", "clamp_", "hardtanh", "hardtanh_"))
