@@ -12,8 +12,9 @@ from rich.console import Console
 from torch import nn
 
 from topiarist.cli.console import Stages
+from topiarist.cli.files import write_text
 from topiarist.cli.recipe import make
-from topiarist.cli.run import RECORD, pruned, write_report, write_text
+from topiarist.cli.run import RECORD, pruned, write_report
 from topiarist.cli.task import Task
 from topiarist.errors import FormatError
 from topiarist.inputs import call
@@ -41,8 +42,7 @@ def run(folder: Path, to: Console) -> tuple[RunRecord, Path, list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     with Stages(to) as stages:
         task = Task.of(_WEIGHTS, stages)
-        dense, rows = task.model, []
-        stage = stages.stage("train")
+        dense, stage = task.model, stages.stage("train")
         torch.manual_seed(_WEIGHTS.seed)
         rows = train(dense, task.data.train, task.loss, task.training, on_step=stage.training)
         table = sensitivity(

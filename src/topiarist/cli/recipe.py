@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
+from topiarist.cli.files import write_text
 from topiarist.errors import InputError, nearest
 
 FILE = "recipe.yaml"
@@ -125,10 +125,8 @@ class Recipe(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write every option, defaults too, so that the file means the same when they change."""
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        text = yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+        options = self.model_dump(mode="json", exclude_none=True)
+        write_text(path, yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
 
 
 def read(path: Path | None, given: Mapping[str, Any]) -> Recipe:

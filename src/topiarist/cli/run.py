@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import nn
 from topiarist.allocation.sensitivity import Sensitivity, SensitivityTable
 from topiarist.cli import recipe as recipes
 from topiarist.cli.console import Stage, Stages, resumable
+from topiarist.cli.files import write_text
 from topiarist.cli.recipe import Recipe
 from topiarist.cli.task import Task
 from topiarist.data import count_batches
@@ -217,13 +217,6 @@ def write_report(record: RunRecord, folder: Path) -> Path:
 
     write(record, folder / REPORT)
     return folder / REPORT
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write the file as a whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _check_same(held: Recipe, asked: Recipe, folder: Path) -> None:
