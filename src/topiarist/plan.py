@@ -118,6 +118,8 @@ class Units:
 
     ``name`` is the parameter (weights) or axis (channels, heads); ``kind`` is the class name of the module that
     carries it, for allocation by layer type; ``layer`` the module's own name; ``minimum`` how many must stay.
+    Where one unit takes indices of several axes at once, ``step`` says how many of each, ``members`` is empty, and
+    ``assigned`` maps the indices of each axis to units (int64 of shape ``(size,)``, −1 for none), once they are ranked.
     """
 
     name: str
@@ -126,6 +128,8 @@ class Units:
     layer: str = ""
     kind: str = ""
     minimum: int = 0
+    step: tuple[tuple[str, int], ...] = ()
+    assigned: tuple[tuple[str, Tensor], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from topiarist.saliency.base import needs, score
 from topiarist.stats import collect_gradients
 from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
+from topiarist.structure.step import by_axis, ranked
 
 Loss = Callable[[Any, Any], Tensor]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -150,14 +151,15 @@ class Planner:
     ) -> Plan:
         """Score the units, spread the budget, and say what goes; ``gone`` units stay removed."""
         candidates = self.candidates(saliency, data, loss, gone or {})
-        removed, achieved = allocations.fit(allocation, candidates, budget, self.price)
+        price = partial(self.price, ranked=candidates.units)
+        removed, achieved = allocations.fit(allocation, candidates, budget, price)
         requested = {} if budget is None else {budget.unit: budget.value}
-        return self.make(removed, requested, {**achieved, **self.price(removed)})
+        return self.make(removed, candidates.units, requested, {**achieved, **price(removed)})
 
     def candidates(
         self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None, gone: Mapping[str, Tensor]
     ) -> Candidates:
-        """The units with their scores."""
+        """The units with their scores; ``gone`` maps axes or weights to what an earlier plan removed."""
         gradients = None
         if "gradients" in needs(saliency):
             if data is None or loss is None:
@@ -166,18 +168,28 @@ class Planner:
                 )
             gradients = collect_gradients(self.model, data, loss)
         parameters = parameters_of(self.model)
-        scores = {units.name: score(saliency, slices(units, parameters, gradients)) for units in self.units}
-        own = {units.name: units for units in self.units}
-        return Candidates(self.units, scores, lambda name: own_weight(own[name], parameters), dict(gone))
+
+        def scored(units: Units) -> Tensor:
+            return score(saliency, slices(units, parameters, gradients))
+
+        own, scores, lost = {u.name: u for u in self.units}, {}, {name: g for name, g in gone.items()}
+        for units in self.units:
+            if units.step:
+                own[units.name], scores[units.name], lost[units.name] = ranked(units, self.axes, scored, gone)
+            else:
+                scores[units.name] = scored(units)
+        lost = {name: lost[name] for name in own if name in lost}
+        return Candidates(tuple(own.values()), scores, lambda name: own_weight(own[name], parameters), lost)
 
     def make(
         self,
         removed: Mapping[str, Tensor],
+        ranked: Sequence[Units] | None = None,
         requested: Mapping[str, float] | None = None,
         achieved: Mapping[str, float] | None = None,
     ) -> Plan:
-        """The plan that removes exactly these units."""
-        removed = {name: gone.cpu() for name, gone in removed.items()}
+        """The plan that removes exactly these units, ``ranked`` as `candidates` ranked them."""
+        removed = by_axis(ranked or self.units, removed, self.axes)
         name = type(self.structure).__name__.lower()
         if not self.structure.is_physical:
             return Plan(name, removed, requested=requested or {}, achieved=achieved or {})
@@ -185,7 +197,7 @@ class Planner:
         if broken:
             places = ", ".join(sorted({c.where for c in broken}))
             raise InputError(f"the plan asks for sizes that the model's code cannot take together, at {places}")
-        inexact = {n: self.axes[n].inexact[0] for n, gone in removed.items() if self.axes[n].inexact and gone.any()}
+        inexact = {n: why for n, gone in removed.items() if gone.any() and (why := self.axes.why_inexact(n))}
         cuts: dict[str, tuple[Slice, ...]] = self.axes.slices(removed)
         return Plan(name, removed, cuts, attributes, inexact, requested or {}, achieved or {})
 
@@ -204,7 +216,13 @@ class Planner:
         work = copy.deepcopy(self.model)
         candidates = self.candidates(saliency, data, loss, {})
         return analyse(
-            work, candidates, lambda removed: masked(work, self.make(removed)), evaluate, grid, path, progress
+            work,
+            candidates,
+            lambda removed: masked(work, self.make(removed, candidates.units)),
+            evaluate,
+            grid,
+            path,
+            progress,
         )
 
     def allocation(
@@ -227,7 +245,7 @@ class Planner:
 
     # ------------------------------------------------------------------ prices
 
-    def price(self, removed: Mapping[str, Tensor]) -> dict[str, float]:
+    def price(self, removed: Mapping[str, Tensor], ranked: Sequence[Units] | None = None) -> dict[str, float]:
         """What a removal leaves, in every unit of `Budget`: exact counts of the model that results.
 
         For weights, ``params`` and ``compression`` count non-zeros, ``macs`` those with non-zero weights
@@ -235,6 +253,7 @@ class Planner:
         """
         num = sum(units.num for units in self.units)
         gone = sum(int(r.sum()) for r in removed.values())
+        removed = by_axis(ranked or self.units, removed, self.axes)
         params, macs, size = self._physical(removed) if self.structure.is_physical else self._sparse(removed)
         whole_params, whole_macs, whole_size = self._whole
         return {

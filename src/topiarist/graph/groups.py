@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from topiarist.errors import InputError, nearest
 from topiarist.graph.axis import Axis
-from topiarist.graph.sizes import Attribute, Constraint, axes_in, evaluate, paths_in, solve
+from topiarist.graph.sizes import Constraint
+from topiarist.graph.sizing import Sizing, Step, text
 from topiarist.plan import Member, Slice
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ class TensorInfo:
 @dataclass(frozen=True, eq=False)
 class AxisInfo:
     """One axis: its name (``"fc1.weight:0"``: tensor and dimension where it first lives), its size, the tensors it
-    ties, the layer that carries it, and why it may not shrink (``pins``) or not exactly (``inexact``)."""
+    ties, the layer that carries it, and why it may not shrink (``pins``) or not exactly (``inexact``). ``step`` names
+    the axes that shrink only together with it and how many indices of each go at a time; it is empty for an axis that
+    shrinks alone."""
 
     name: str
     leaf: Axis
@@ -45,6 +47,7 @@ class AxisInfo:
     pins: tuple[str, ...]
     inexact: tuple[str, ...]
     is_head: bool
+    step: tuple[tuple[str, int], ...] = ()
 
 
 class Axes:
@@ -66,12 +69,10 @@ class Axes:
         self.training_error = training_error
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.modules = {name: type(module).__name__ for name, module in model.named_modules()}
-        self._values = list(trace.values)
-        self.constraints = self._valid(trace.constraints)
         self._pin_unused(trace.used)
-        self._pin_values()
-        self._pin_unsolvable()
-        self.axes = tuple(self._collect())
+        held = [axis for info in self.tensors.values() for axis in info.axes]
+        self.sizing = Sizing(self.graph, trace.constraints, integers, held)
+        self.axes = tuple(self._collect(self._find_steps()))
         self._by_name = {axis.name: axis for axis in self.axes}
 
     # ------------------------------------------------------------------ what the user asks
@@ -85,6 +86,12 @@ class Axes:
         if name not in self._by_name:
             raise InputError(f"there is no axis {name!r} ({nearest(name, self._by_name)})")
         return self._by_name[name]
+
+    def why_inexact(self, name: str) -> str:
+        """Why removing indices of an axis, and of those that shrink with it, cannot equal zeroing; empty if it can."""
+        own = self[name].inexact
+        others = (f"{n} shrinks with it, and {self[n].inexact[0]}" for n, _ in self[name].step if self[n].inexact)
+        return own[0] if own else next(others, "")
 
     def summary(self) -> str:
         """A table of every axis, one a line; see `topiarist.graph.explain.summary`."""
@@ -135,8 +142,7 @@ class Axes:
 
     def attributes(self, removed: Mapping[str, Tensor]) -> tuple[dict[str, int], list[Constraint]]:
         """The integer attributes that follow a cut, and the constraints that no attribute can meet."""
-        new, broken = self._resolve(self.sizes(removed), self.constraints)
-        return {path: value for path, value in new.items() if value != self.integers[path]}, broken
+        return self.sizing.attributes(self.sizes(removed))
 
     def num_params(self, sizes: Mapping[Axis, int] | None = None) -> int:
         """Parameters with the given leaf sizes; tied tensors count once."""
@@ -172,84 +178,23 @@ class Axes:
 
     # ------------------------------------------------------------------ making of
 
-    def _valid(self, constraints: Sequence[Constraint]) -> tuple[Constraint, ...]:
-        """Each constraint once, and only those that hold for the model as it is."""
-        seen: dict[tuple[object, ...], Constraint] = {}
-        for c in constraints:
-            if evaluate(c.expression, self.integers, self._measure({})) == self.graph.find(c.axis).size:
-                seen.setdefault((_key(c.expression), id(self.graph.find(c.axis)), c.where), c)
-        return tuple(seen.values())
-
-    def _measure(self, sizes: Mapping[Axis, int]):  # type: ignore[no-untyped-def]
-        return lambda axis: self.graph.measure(axis, sizes)
-
-    def _resolve(
-        self, sizes: Mapping[Axis, int], constraints: Sequence[Constraint]
-    ) -> tuple[dict[str, int], list[Constraint]]:
-        """Solve for attributes, one at a time; what is left unmet is returned."""
-        known: dict[str, int] = {}
-        broken: list[Constraint] = []
-        measure = self._measure(sizes)
-        pending = sorted(constraints, key=lambda c: not isinstance(c.expression, Attribute))
-        while pending:
-            later: list[Constraint] = []
-            for c in pending:
-                unknown = {path for path in paths_in(c.expression) if path not in known}
-                target = measure(c.axis)
-                if not unknown:
-                    if evaluate(c.expression, known, measure) != target:
-                        broken.append(c)
-                elif len(unknown) == 1:
-                    found = solve(c.expression, target, known, measure)
-                    path = unknown.pop()
-                    known[path] = found[1] if found is not None else self.integers[path]
-                    if evaluate(c.expression, known, measure) != target:
-                        broken.append(c)
-                else:
-                    later.append(c)
-            if len(later) == len(pending):  # several unknowns everywhere: they stay as they are
-                known.update({path: self.integers[path] for path in paths_in(later[0].expression) if path not in known})
-            pending = later
-        return known, broken
-
     def _pin_unused(self, used: set[str]) -> None:
         for name, info in self.tensors.items():
             if name not in used and info.tied_to is None:
                 for axis in info.axes:
                     self.graph.pin(axis, f"{name} is not reached from the example inputs")
 
-    def _pin_values(self) -> None:
-        """A size that became a number of its own (a scale, say) cannot change without changing the function."""
-        for expression, where in self._values:
-            paths = set(paths_in(expression))
-            for c in self.constraints:
-                if paths & set(paths_in(c.expression)):
-                    self.graph.pin(c.axis, f"its size becomes a value, at {where}")
-            for axis in axes_in(expression):
-                self.graph.pin(axis, f"its size becomes a value, at {where}")
+    def _find_steps(self) -> list[Step]:
+        """Pin the leaves that no step can take; return the steps that take more than one index."""
+        steps, stopped = self.sizing.steps()
+        for leaf, constraints in stopped.items():
+            for c in constraints:
+                reason = "its size becomes a value" if c.is_value else f"the code computes {text(c.expression)}"
+                self.graph.pin(leaf, f"{reason}, and no other axis can follow, at {c.where}")
+        return steps
 
-    def _pin_unsolvable(self) -> None:
-        """Try each free leaf alone: one index less must leave no constraint unmet."""
-        by_leaf: dict[Axis, list[Constraint]] = defaultdict(list)
-        by_path: dict[str, list[Constraint]] = defaultdict(list)
-        for c in self.constraints:
-            for axis in (c.axis, *axes_in(c.expression)):
-                for leaf in self.graph.leaves(axis):
-                    by_leaf[leaf].append(c)
-            for path in paths_in(c.expression):
-                by_path[path].append(c)
-        for leaf, constraints in by_leaf.items():
-            if leaf.pins or leaf.size == 1:
-                continue
-            paths = {path for c in constraints for path in paths_in(c.expression)}
-            touched = {id(c): c for c in [*constraints, *(c for path in paths for c in by_path[path])]}
-            _, broken = self._resolve({leaf: leaf.size - 1}, list(touched.values()))
-            for c in broken:
-                self.graph.pin(
-                    leaf, f"the code computes {_text(c.expression)} for a size that must follow, at {c.where}"
-                )
-
-    def _collect(self) -> Iterable[AxisInfo]:
+    def _collect(self, steps: Sequence[Step]) -> Iterable[AxisInfo]:
+        step_of = {leaf: step for step in steps for leaf in step}
         members: dict[Axis, list[Member]] = defaultdict(list)
         names: dict[Axis, str] = {}
         ranked = sorted(self.tensors.items(), key=lambda item: item[1].kind != "parameter")
@@ -271,6 +216,7 @@ class Axes:
             yield AxisInfo(
                 name, leaf, leaf.size, tuple(members[leaf]), layer, self.modules.get(layer, ""),
                 tuple(leaf.pins), tuple(leaf.inexact), "head" in leaf.roles,
+                tuple((names[other], num) for other, num in step_of.get(leaf, {}).items() if other in names),
             )  # fmt: skip
 
     def weights(self) -> list[str]:
@@ -282,26 +228,3 @@ class Axes:
         """The fraction of the model's parameters that one index of ``axis`` carries, times the axis' size."""
         less = self.num_params({axis.leaf: axis.size - 1})
         return (self.num_params() - less) * axis.size / max(1, self.num_params())
-
-
-def _key(expression: object) -> object:
-    from topiarist.graph.sizes import Term
-
-    if isinstance(expression, Term):
-        return (expression.operator, _key(expression.left), _key(expression.right))
-    return id(expression) if isinstance(expression, Axis) else expression
-
-
-def _text(expression: object) -> str:
-    from topiarist.graph.sizes import Term
-
-    if isinstance(expression, Term):
-        return f"{_text(expression.left)} {expression.operator} {_text(expression.right)}"
-    if isinstance(expression, Attribute):
-        return expression.path
-    return f"size {expression.size}" if isinstance(expression, Axis) else str(expression)
-
-
-def empty(size: int) -> Tensor:
-    """A selection of ``size`` units in which none goes."""
-    return torch.zeros(size, dtype=torch.bool)

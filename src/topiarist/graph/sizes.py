@@ -51,11 +51,15 @@ Expression = int | Attribute | Axis | Term
 
 @dataclass(frozen=True, eq=False)
 class Constraint:
-    """A size computed in Python must equal the size of an axis; ``where`` is the source line that says so."""
+    """A size computed in Python must equal the size of an axis; ``where`` is the source line that says so.
+
+    ``is_value`` marks one that became a number of its own (a scale, say) and has to stay what it is.
+    """
 
     expression: Expression
     axis: Axis
     where: str
+    is_value: bool = False
 
 
 class Observer(Protocol):
@@ -168,22 +172,13 @@ def expression_of(value: int) -> Expression:
     return value.expression if isinstance(value, Size) else plain(value)
 
 
-def axes_in(expression: Expression) -> Iterable[Axis]:
-    """Every axis whose size enters ``expression``."""
-    if isinstance(expression, Axis):
+def atoms_in(expression: Expression) -> Iterator[int | Attribute | Axis]:
+    """Every integer, attribute and axis in ``expression``."""
+    if isinstance(expression, Term):
+        yield from atoms_in(expression.left)
+        yield from atoms_in(expression.right)
+    else:
         yield expression
-    elif isinstance(expression, Term):
-        yield from axes_in(expression.left)
-        yield from axes_in(expression.right)
-
-
-def paths_in(expression: Expression) -> Iterable[str]:
-    """Every attribute that enters ``expression``."""
-    if isinstance(expression, Attribute):
-        yield expression.path
-    elif isinstance(expression, Term):
-        yield from paths_in(expression.left)
-        yield from paths_in(expression.right)
 
 
 def evaluate(expression: Expression, attributes: Mapping[str, int], measure: Callable[[Axis], int]) -> int:
@@ -203,24 +198,24 @@ def evaluate(expression: Expression, attributes: Mapping[str, int], measure: Cal
 
 
 def solve(
-    expression: Expression, target: int, attributes: Mapping[str, int], measure: Callable[[Axis], int]
-) -> tuple[str, int] | None:
-    """The one attribute whose new value makes ``expression`` equal ``target``, or None where none does.
+    expression: Expression,
+    target: int,
+    unknown: Callable[[int | Attribute | Axis], bool],
+    attributes: Mapping[str, int],
+    measure: Callable[[Axis], int],
+) -> int | None:
+    """The value of the one unknown atom that makes ``expression`` equal ``target``, or None where none does.
 
-    The expression must hold exactly one attribute not in ``attributes``, reached through ``+ − * //`` only.
+    ``unknown`` must be true of exactly one atom, reached through ``+ − * //`` only.
     """
-    if isinstance(expression, Attribute):
-        return expression.path, target
     if not isinstance(expression, Term):
+        return target if unknown(expression) else None
+    in_left = any(map(unknown, atoms_in(expression.left)))
+    if in_left == any(map(unknown, atoms_in(expression.right))):
         return None
-    unknown_left = any(path not in attributes for path in paths_in(expression.left))
-    unknown_right = any(path not in attributes for path in paths_in(expression.right))
-    if unknown_left == unknown_right:
-        return None
-    known = evaluate(expression.right if unknown_left else expression.left, attributes, measure)
-    inner = _invert(expression.operator, target, known, unknown_left)
-    side = expression.left if unknown_left else expression.right
-    return None if inner is None else solve(side, inner, attributes, measure)
+    side, other = (expression.left, expression.right) if in_left else (expression.right, expression.left)
+    inner = _invert(expression.operator, target, evaluate(other, attributes, measure), in_left)
+    return None if inner is None else solve(side, inner, unknown, attributes, measure)
 
 
 def _invert(symbol: str, target: int, known: int, unknown_left: bool) -> int | None:

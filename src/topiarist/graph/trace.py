@@ -36,6 +36,7 @@ from topiarist.graph.sizes import (
     Expression,
     Size,
     Term,
+    evaluate,
     expression_of,
     sizes_in,
     source_line,
@@ -69,7 +70,7 @@ class Trace:
         self.graph = AxisGraph()
         self.costs: list[Cost] = []
         self.constraints: list[Constraint] = []
-        self.values: list[tuple[Expression, str]] = []
+        self.integers: dict[str, int] = {}  # attribute → value, as the model has them
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
         self.used: set[str] = set()
@@ -161,7 +162,8 @@ class Trace:
 
     def on_value(self, expression: Expression) -> None:
         """A size became a number of its own: what it belongs to cannot change without changing the function."""
-        self.values.append((expression, source_line()))
+        now = evaluate(expression, self.integers, lambda axis: self.graph.find(axis).size)
+        self.constraints.append(Constraint(Term("-", expression, now), Axis(0), source_line(), is_value=True))
 
     def on_equal(self, left: Expression, right: Expression) -> None:
         """The code found two sizes equal: they must stay so for it to go the same way."""
@@ -267,6 +269,7 @@ class _Functions(TorchFunctionMode):
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace = trace
+        self.inside: list[Any] = []  # functions whose bodies are running
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -274,10 +277,14 @@ class _Functions(TorchFunctionMode):
         if reader is not None:
             return reader(self.trace, *args, **kwargs)
         handler = SIZE_ARGUMENTS.get(func)
-        body = _body(func) if handler is None else None
+        body = _body(func) if handler is None and func not in self.inside else None
         if body is not None:
-            with self:
-                return body(*args, **kwargs)
+            self.inside.append(func)
+            try:
+                with self:
+                    return body(*args, **kwargs)
+            finally:
+                self.inside.pop()
         self.trace.pin_unsettled("its size is set outside of torch's functions")
         out = func(*args, **kwargs)
         self.trace.function(func, handler, args, kwargs, out)
@@ -346,6 +353,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
     structural_copy(model)  # refuses what cannot be copied
     tensors = _register(state, model)
     integers = attributes.integer_attributes(model)
+    state.integers.update(integers)
     errors: dict[str, Exception] = {}
     with random_states_kept(model):
         for mode in ("evaluation", "training"):

@@ -31,10 +31,26 @@ class Channel:
 
 
 def units_of(axes: Axes, keep: Sequence[str], *, heads: bool) -> list[Units]:
-    """The units of every free axis that is (or is not) a head axis."""
+    """The units of every free axis that is (or is not) a head axis.
+
+    Axes that shrink only together make one set: each unit takes one step of all of them. It counts for heads where it
+    holds a head axis, and for channels where it holds another.
+    """
     kept = axes.kept_by(keep)
-    return [_units(axis) for axis in axes.axes if not axis.pins and axis.is_head == heads and axis.leaf not in kept]
+    found: dict[tuple[tuple[str, int], ...], Units] = {}
+    for axis in axes.axes:
+        step = axis.step or ((axis.name, 1),)
+        together = [axes[name] for name, _ in step]
+        if axis.is_head == heads and step not in found and not any(a.pins or a.leaf in kept for a in together):
+            found[step] = axis_units(axis) if not axis.step else _stepped(axis, together)
+    return list(found.values())
 
 
-def _units(axis: AxisInfo) -> Units:
+def axis_units(axis: AxisInfo) -> Units:
+    """The indices of one axis."""
     return Units(axis.name, axis.size, axis.members, axis.layer, axis.kind, minimum=1)
+
+
+def _stepped(axis: AxisInfo, together: Sequence[AxisInfo]) -> Units:
+    num = min(a.size // size for a, (_, size) in zip(together, axis.step, strict=True))
+    return Units(axis.name, num, (), axis.layer, axis.kind, minimum=1, step=axis.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -290,3 +291,17 @@ def _triangle(trace: Trace, out: Tensor, tensor: Tensor, diagonal: int = 0) -> N
     for axis in tracked.axes[-2:]:
         trace.pin(axis, "its values depend on the index")
     trace.put(out, tracked.axes, tracked.zero)
+
+
+@rule(aten.as_strided, aten.as_strided_)
+def _restrided(trace: Trace, out: Tensor, tensor: Tensor, size: Sequence[int], stride: Sequence[int], *_: Any) -> None:
+    """The strides of dimensions of size 1 alone: what torch does to keep a layout of images. Nothing else is followed."""
+    tracked = trace[tensor]
+    real = [(n, s) for n, s in zip(size, stride, strict=True) if n != 1]
+    if tuple(size) != tuple(tensor.shape) or len(real) > 2 or real != _contiguous([n for n, _ in real]):
+        raise ValueError(f"size {tuple(size)} with stride {tuple(stride)} is another view of the memory")
+    trace.put(out, tracked.axes, tracked.zero, tracked.source)
+
+
+def _contiguous(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    return [(n, math.prod(sizes[i + 1 :])) for i, n in enumerate(sizes)]

@@ -1,0 +1,63 @@
+"""Units that take indices of several axes at once: heads of every block and the stream they are cut from, say.
+
+Which index of one axis goes with which of another is nobody's choice but the score's: the lowest of each go together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from topiarist.graph import Axes
+from topiarist.plan import Units
+from topiarist.structure.channel import axis_units
+
+Score = Callable[[Units], Tensor]
+
+
+def ranked(units: Units, axes: Axes, score: Score, gone: Mapping[str, Tensor]) -> tuple[Units, Tensor, Tensor]:
+    """Assign the indices of every axis to units, lowest scores first, those gone before all others.
+
+    Returns:
+        The units with their assignment; their scores, the sum over axes of the scores of their indices over the
+        axis' mean: (num units,); and which of them are gone: bool (num units,).
+    """
+    total = torch.zeros(units.num, dtype=torch.float64)
+    assigned: list[tuple[str, Tensor]] = []
+    num_gone = 0
+    for name, size in units.step:
+        scores = score(axis_units(axes[name])).double().cpu()
+        scores = scores / (scores.mean() or 1.0)
+        lost = gone.get(name, torch.zeros(len(scores), dtype=torch.bool))
+        order = torch.argsort(scores.masked_fill(lost, -torch.inf), stable=True)
+        assigned.append((name, _in_order(order, units.num, size)))
+        num_gone = int(lost.sum()) // size
+        total.index_add_(0, *_members(assigned[-1][1], scores))
+    return replace(units, assigned=tuple(assigned)), total, torch.arange(units.num) < num_gone
+
+
+def by_axis(all_units: Sequence[Units], removed: Mapping[str, Tensor], axes: Axes) -> dict[str, Tensor]:
+    """Which indices of which axis go: bool of shape ``(size,)``; units not ranked yet take indices as they come."""
+    found: dict[str, Tensor] = {}
+    for units in all_units:
+        gone = removed[units.name].cpu()
+        if not units.step:
+            found[units.name] = gone
+        for name, size in units.step:
+            unit = dict(units.assigned).get(name)
+            unit = _in_order(torch.arange(axes[name].size), units.num, size) if unit is None else unit
+            found[name] = gone[unit.clamp(min=0)] & (unit >= 0)
+    return found
+
+
+def _in_order(order: Tensor, num: int, size: int) -> Tensor:
+    unit = torch.full((len(order),), -1)
+    unit[order[: num * size]] = torch.arange(num).repeat_interleave(size)
+    return unit
+
+
+def _members(unit: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    return unit[unit >= 0], scores[unit >= 0]
