@@ -120,7 +120,7 @@ def test_a_forgotten_statistic_is_caught():
 def test_a_forgotten_size_is_caught():
     model, inputs = build("separate_qkv")
     cut = half_of_every_axis(model, inputs)
-    assert cut.plan.attributes == {"heads": 2}
+    assert cut.plan.attributes == {"heads": 2, "dim": 2}
     assert is_caught(model, replace(cut.plan, attributes={}), inputs)
 
 

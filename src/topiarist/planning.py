@@ -172,7 +172,7 @@ class Planner:
         def scored(units: Units) -> Tensor:
             return score(saliency, slices(units, parameters, gradients))
 
-        own, scores, lost = {u.name: u for u in self.units}, {}, {name: g for name, g in gone.items()}
+        own, scores, lost = {u.name: u for u in self.units}, {}, dict(gone)
         for units in self.units:
             if units.step:
                 own[units.name], scores[units.name], lost[units.name] = ranked(units, self.axes, scored, gone)
@@ -189,7 +189,7 @@ class Planner:
         achieved: Mapping[str, float] | None = None,
     ) -> Plan:
         """The plan that removes exactly these units, ``ranked`` as `candidates` ranked them."""
-        removed = by_axis(ranked or self.units, removed, self.axes)
+        removed = by_axis(self.units if ranked is None else ranked, removed, self.axes)
         name = type(self.structure).__name__.lower()
         if not self.structure.is_physical:
             return Plan(name, removed, requested=requested or {}, achieved=achieved or {})
@@ -253,7 +253,7 @@ class Planner:
         """
         num = sum(units.num for units in self.units)
         gone = sum(int(r.sum()) for r in removed.values())
-        removed = by_axis(ranked or self.units, removed, self.axes)
+        removed = by_axis(self.units if ranked is None else ranked, removed, self.axes)
         params, macs, size = self._physical(removed) if self.structure.is_physical else self._sparse(removed)
         whole_params, whole_macs, whole_size = self._whole
         return {

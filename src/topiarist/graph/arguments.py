@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from topiarist.graph.sizes import Term, plain
+from topiarist.graph.sizes import Size, Term, plain
 
 if TYPE_CHECKING:
     from topiarist.graph.axis import Axis
@@ -142,8 +142,11 @@ def _num_dims(entry: Any) -> int:
 
 
 def _slice(trace: Trace, tensor: Tensor, dim: int, entry: slice) -> None:
-    size = trace.graph.find(trace[tensor].axes[dim]).size
+    axis = trace[tensor].axes[dim]
+    size = trace.graph.find(axis).size
     start, stop, _ = entry.indices(size)
+    if isinstance(entry.stop, Size) and plain(entry.stop) == size:
+        trace.sized(entry.stop, axis)  # a number written in the code may end past the end, a computed one follows
     if (start, stop) == (0, size) or stop <= start:
         return
     before, kept, after = _window(trace, tensor, dim, start, stop)

@@ -104,7 +104,7 @@ class Sizing:
     # ------------------------------------------------------------------ steps
 
     def steps(self) -> tuple[list[Step], dict[Axis, list[Constraint]]]:
-        """The steps of more than one index, heads first, and the leaves that cannot shrink at all with what stops them."""
+        """The steps of more than one index, heads first, and the leaves that cannot shrink with what stops them."""
         found: dict[Axis, Step] = {}
         stopped: dict[Axis, list[Constraint]] = {}
         for leaf in sorted(self._by_leaf, key=lambda leaf: "head" not in leaf.roles):

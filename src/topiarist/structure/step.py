@@ -40,12 +40,14 @@ def ranked(units: Units, axes: Axes, score: Score, gone: Mapping[str, Tensor]) -
 
 
 def by_axis(all_units: Sequence[Units], removed: Mapping[str, Tensor], axes: Axes) -> dict[str, Tensor]:
-    """Which indices of which axis go: bool of shape ``(size,)``; units not ranked yet take indices as they come."""
-    found: dict[str, Tensor] = {}
-    for units in all_units:
+    """Which indices of which axis go: bool of shape ``(size,)``; units not ranked yet take indices as they come.
+
+    Names that are no units' are axes already.
+    """
+    steps = {units.name: units for units in all_units if units.step}
+    found = {name: gone.cpu() for name, gone in removed.items() if name not in steps}
+    for units in steps.values():
         gone = removed[units.name].cpu()
-        if not units.step:
-            found[units.name] = gone
         for name, size in units.step:
             unit = dict(units.assigned).get(name)
             unit = _in_order(torch.arange(axes[name].size), units.num, size) if unit is None else unit

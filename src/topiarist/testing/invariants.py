@@ -153,8 +153,23 @@ def half_of_every_axis(model: nn.Module, inputs: Any) -> Cut:
 
 
 def cut_axes(model: nn.Module, axes: Axes, removed: Mapping[str, Tensor]) -> Cut:
-    """The cut that removes exactly these indices, by the names of their axes."""
-    return Cut(model, axes, Planner(model, axes, Channel()).make(removed))
+    """The cut that removes these indices, by the names of their axes, and as many of axes that shrink with them."""
+    planner = Planner(model, axes, Channel())
+    return Cut(model, axes, planner.make(completed(axes, removed), ()))
+
+
+def completed(axes: Axes, removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same removal in whole steps: where axes shrink only together, the first free indices of each go as well."""
+    result = dict(removed)
+    for name, gone in removed.items():
+        step = axes[name].step if bool(gone.any()) else ()
+        wanted = [-(-int(removed[n].sum()) // size) for n, size in step if n in removed]
+        times = min([max(wanted, default=0), *((axes[n].size - 1) // size for n, size in step)])
+        for other, size in step:
+            asked = removed.get(other, torch.zeros(axes[other].size, dtype=torch.bool))
+            order = torch.argsort(~asked, stable=True)
+            result[other] = torch.zeros_like(asked).index_fill(0, order[: times * size], True)
+    return result
 
 
 def tensors_of(cut: Cut, name: str) -> list[str]:

@@ -295,11 +295,14 @@ def _triangle(trace: Trace, out: Tensor, tensor: Tensor, diagonal: int = 0) -> N
 
 @rule(aten.as_strided, aten.as_strided_)
 def _restrided(trace: Trace, out: Tensor, tensor: Tensor, size: Sequence[int], stride: Sequence[int], *_: Any) -> None:
-    """The strides of dimensions of size 1 alone: what torch does to keep a layout of images. Nothing else is followed."""
+    """New strides for dimensions of size 1 alone, by which torch keeps a layout of images; nothing else is followed."""
     tracked = trace[tensor]
     real = [(n, s) for n, s in zip(size, stride, strict=True) if n != 1]
     if tuple(size) != tuple(tensor.shape) or len(real) > 2 or real != _contiguous([n for n, _ in real]):
-        raise ValueError(f"size {tuple(size)} with stride {tuple(stride)} is another view of the memory")
+        reason = "its memory is read with other strides"
+        trace.pin_all([tensor], reason)
+        trace.put(out, trace.pinned(out.shape, reason))
+        return
     trace.put(out, tracked.axes, tracked.zero, tracked.source)
 
 
