@@ -72,6 +72,10 @@ def _paragraph(axes: Axes, axis: AxisInfo) -> str:
         f"{axes.share(axis):.3f} of the parameters",
         f"  lives in {where}",
     ]
+    if axis.step:
+        own = dict(axis.step)[axis.name]
+        others = ", ".join(f"{num} of {name}" for name, num in axis.step if name != axis.name)
+        lines.append(f"  shrinks by {own} at a time" + (f", together with {others}" if others else ""))
     lines.extend(f"  pinned because {reason}" for reason in axis.pins)
     lines.extend(f"  inexact because {reason}" for reason in axis.inexact)
     advice = _advice(axis)

@@ -115,6 +115,7 @@ class Sizing:
                 stopped[leaf] = broken
             else:
                 found.update(dict.fromkeys(step, step))
+        stopped = {leaf: broken for leaf, broken in stopped.items() if leaf not in found}
         while conflict := self._conflict(found):
             leaf, broken = conflict
             stopped.update(dict.fromkeys(found[leaf], broken))
