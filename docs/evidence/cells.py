@@ -1,0 +1,79 @@
+"""Results as data: one cell per run in a JSON file, written as soon as it is there, so that a table can be resumed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+Cell = dict[str, Any]
+
+
+class Table:
+    """The cells of one experiment, by key."""
+
+    def __init__(self, name: str) -> None:
+        self.path = HERE / f"{name}.json"
+        self.cells: dict[str, Cell] = json.loads(self.path.read_text())["cells"] if self.path.exists() else {}
+
+    def run(self, key: str, compute: Callable[[], Cell]) -> Cell:
+        """The cell of ``key``, computed and written if it is not there yet."""
+        if key not in self.cells:
+            start = time.perf_counter()
+            self.cells[key] = compute()
+            print(f"{key}: {self.cells[key].get('summary', '')} ({time.perf_counter() - start:.0f} s)", flush=True)
+            text = json.dumps({"environment": environment(), "cells": self.cells}, indent=1, sort_keys=True)
+            temporary = self.path.with_suffix(".json.new")
+            temporary.write_text(text + "\n")
+            os.replace(temporary, self.path)
+        return self.cells[key]
+
+
+def environment() -> dict[str, str]:
+    """What the numbers were made with."""
+    return {"torch": torch.__version__.partition("+")[0], "device": "cpu"}
+
+
+def arguments(description: str, folder: str) -> argparse.Namespace:
+    """``--data`` (a folder of the data directory, or the data directory itself), ``--threads`` and ``--seeds``."""
+    parser = argparse.ArgumentParser(description=description)
+    default = os.environ.get("TOPIARIST_DATA", "")
+    parser.add_argument("--data", default=default, required=not default, help=f"the folder that holds {folder}/")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    chosen.folder = str(Path(chosen.data) / folder)
+    return chosen
+
+
+def mean_std(values: Sequence[float], digits: int = 2) -> str:
+    """``mean ± sample standard deviation``."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def error_rate(model: torch.nn.Module, batches: Any) -> float:
+    """Test error in percentage points, over every example."""
+    model.eval()
+    wrong = num = 0
+    with torch.no_grad():
+        for inputs, targets in batches:
+            wrong += int((model(inputs).argmax(1) != targets).sum())
+            num += len(targets)
+    return 100 * wrong / num
