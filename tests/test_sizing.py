@@ -202,3 +202,43 @@ def test_steps_multiply_out():
     steps, _ = Sizing(graph, constraints, integers, leaves.values()).steps()
     (step,) = steps
     assert math.prod(leaves[n].size - step.get(leaves[n], 0) for n in "hd") == 12 - step[leaves["c"]]
+
+
+# ----------------------------------------------------------------------------------------------------------- rounding
+
+
+def widths(model: nn.Module) -> list[int]:
+    return [m.out_features for m in model if isinstance(m, nn.Linear)]
+
+
+def plain_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 20), nn.ReLU(), nn.Linear(20, 6), nn.ReLU(),
+                         nn.Linear(6, 3))  # fmt: skip
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+@pytest.mark.parametrize("params", [0.9, 0.6, 0.4, 0.3])
+def test_a_multiple_stays_of_every_axis(allocation, params):
+    result = topiarist.prune(
+        plain_net(), torch.zeros(1, 5), structure="channel", allocation=allocation, round_to=8,
+        budget=Budget(params=params), schedule="linear", steps=2,
+    )  # fmt: skip
+    first, second, third, last = widths(result.model)
+    assert (first % 8, second % 8, third, last) == (0, 0 if second != 20 else 4, 6, 3)
+    assert result.plan.achieved["params"] <= params
+    assert result.verification.passed
+
+
+def test_what_is_beyond_a_multiple_goes_first():
+    model = plain_net()
+    plan = topiarist.plan(model, torch.zeros(1, 5), structure="channel", round_to=8, allocation={"2": 1 / 3})
+    norms = model[2].weight.square().sum(1) + model[2].bias.square() + model[4].weight.square().sum(0)
+    assert plan.removed["2.weight:0"].nonzero().flatten().tolist() == sorted(norms.argsort()[:4].tolist())
+
+
+def test_rounding_is_for_channels():
+    with pytest.raises(topiarist.TopiaristError, match="does not round"):
+        topiarist.plan(plain_net(), torch.zeros(1, 5), round_to=8, budget=Budget(sparsity=0.5))
+    with pytest.raises(topiarist.TopiaristError, match="1 or more"):
+        topiarist.plan(plain_net(), torch.zeros(1, 5), structure="channel", round_to=0, budget=Budget(sparsity=0.5))

@@ -43,6 +43,7 @@ def plan(
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     keep: Sequence[str] = (),
+    round_to: int | None = None,
 ) -> Plan:
     """Decide which units of ``model`` go; the model is left as it is.
 
@@ -59,6 +60,8 @@ def plan(
         data: batches ``(inputs, targets)``, for criteria that need gradients and for sensitivity.
         loss: maps outputs and targets to a scalar, for the same.
         keep: fnmatch patterns over module names; what those modules return stays whole.
+        round_to: leave a multiple of this many channels of every axis, as hardware likes them; see
+            `topiarist.structure.Channel`.
 
     Raises:
         InputError: an argument cannot be used, a name matches nothing, or weights are not finite.
@@ -73,7 +76,7 @@ def plan(
         >>> made.num_removed, made.achieved["macs"]
         (4, 0.5)
     """
-    planner = Planner(model, trace(model, example_inputs), structures.resolve(structure), keep)
+    planner = Planner(model, trace(model, example_inputs), structures.resolve(structure, round_to), keep)
     criterion = saliencies.resolve(saliency)
     spread = planner.allocation(allocation, criterion, data, loss)
     return planner.plan(criterion, spread, budget, data=data, loss=loss)

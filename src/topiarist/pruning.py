@@ -64,6 +64,7 @@ def prune(
     loss: Loss | None = None,
     evaluate: Evaluate | None = None,
     keep: Sequence[str] = (),
+    round_to: int | None = None,
     recipe: TrainingRecipe | None = None,
     checkpoints: Checkpoints | None = None,
     folder: str | Path | None = None,
@@ -71,7 +72,7 @@ def prune(
 ) -> PruneResult:
     """Prune ``model`` to ``budget``: plan, mask and recover at each step of ``schedule``, then shrink and verify.
 
-    ``model`` is left as it is. The first eight arguments are those of `topiarist.plan`.
+    ``model`` is left as it is. Arguments not listed are those of `topiarist.plan`.
 
     Args:
         schedule: how much at which step: ``"one-shot"``, ``"linear"``, ``"cubic"``, ``"exponential"``,
@@ -99,7 +100,7 @@ def prune(
         >>> result.model[0].out_features, result.verification.passed
         (4, True)
     """
-    planner = _sound_planner(model, example_inputs, structures.resolve(structure), keep)
+    planner = _sound_planner(model, example_inputs, structures.resolve(structure, round_to), keep)
     criterion = saliencies.resolve(saliency)
     run = _Run(
         planner=planner,

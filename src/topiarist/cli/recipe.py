@@ -90,6 +90,7 @@ class Recipe(BaseModel):
     params: float | None = Field(None, description="budget: the fraction of parameters that remains")
     bytes: float | None = Field(None, description="budget: the fraction of bytes that remains")
     keep: Words = Field((), description="patterns of modules whose outputs stay whole: head.*,stem")
+    round_to: Counting | None = Field(None, description="leave a multiple of this many channels of every axis: 8, 16")
     schedule: str = Field(
         "one-shot", description="'one-shot', 'linear', 'cubic', 'exponential', 'constant-fraction' or a function"
     )

@@ -29,6 +29,7 @@ from topiarist.recover import resolve as recovery_of
 from topiarist.recover.train import to_device
 from topiarist.saliency import resolve as saliency_of
 from topiarist.schedule import resolve as schedule_of
+from topiarist.structure import resolve as structure_of
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -113,7 +114,8 @@ class Task:
     def choice(self) -> dict[str, Any]:
         """Which units there are and how they are scored, as arguments of `topiarist.plan` and its like."""
         r = self.recipe
-        return {"structure": r.structure, "saliency": saliency_of(_object(r.saliency)), "keep": r.keep}
+        structure = structure_of(r.structure, r.round_to)
+        return {"structure": structure, "saliency": saliency_of(_object(r.saliency)), "keep": r.keep}
 
     @property
     def amount(self) -> dict[str, Any]:

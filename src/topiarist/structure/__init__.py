@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from topiarist.errors import InputError, nearest
 from topiarist.structure.base import Structure
@@ -15,18 +16,22 @@ __all__ = ["STRUCTURES", "Channel", "Head", "Structure", "Weight", "resolve"]
 STRUCTURES: dict[str, Callable[[], Structure]] = {"weight": Weight, "channel": Channel, "head": Head}
 
 
-def resolve(structure: str | Structure) -> Structure:
-    """The structure a word stands for; an object is passed through.
+def resolve(structure: str | Structure, round_to: int | None = None) -> Structure:
+    """The structure a word stands for, rounding to ``round_to`` if it is given; an object is passed through.
 
     Raises:
-        InputError: the word is not known.
+        InputError: the word is not known, or rounding is asked of a structure that does not round.
 
     Example:
-        >>> resolve("channel")
-        Channel()
+        >>> resolve("channel", round_to=8)
+        Channel(round_to=8)
     """
-    if not isinstance(structure, str):
+    if isinstance(structure, str):
+        if structure not in STRUCTURES:
+            raise InputError(f"unknown structure {structure!r} ({nearest(structure, STRUCTURES)})")
+        structure = STRUCTURES[structure]()
+    if round_to is None:
         return structure
-    if structure not in STRUCTURES:
-        raise InputError(f"unknown structure {structure!r} ({nearest(structure, STRUCTURES)})")
-    return STRUCTURES[structure]()
+    if not isinstance(structure, Channel):
+        raise InputError(f"round_to is for structure 'channel', {structure} does not round")
+    return replace(structure, round_to=round_to)

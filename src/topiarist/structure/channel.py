@@ -7,9 +7,10 @@ running statistics in between, the columns of all layers that read it, through r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from topiarist.errors import InputError
 from topiarist.graph import Axes, AxisInfo
 from topiarist.plan import Units
 from topiarist.structure.base import require_some
@@ -17,9 +18,21 @@ from topiarist.structure.base import require_some
 
 @dataclass(frozen=True)
 class Channel:
-    """One unit an index of an axis that is not a head axis; at least one index of each axis stays."""
+    """One unit an index of an axis that is not a head axis; at least one index of each axis stays.
 
+    With ``round_to`` a unit is that many indices, the lowest together, and a multiple of it stays of every axis (all of
+    an axis that is smaller): hardware computes in blocks, and an odd width costs as much as the next multiple.
+
+    Raises:
+        InputError: ``round_to`` is less than 1.
+    """
+
+    round_to: int = 1
     is_physical: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.round_to < 1:
+            raise InputError(f"round_to must be 1 or more, got {self.round_to}; try 8")
 
     def units(self, axes: Axes, keep: Sequence[str] = ()) -> list[Units]:
         """One set of units per free axis.
@@ -27,7 +40,8 @@ class Channel:
         Raises:
             InputError: a pattern of ``keep`` matches no module, or no axis is left.
         """
-        return require_some(units_of(axes, keep, heads=False), "channel", axes)
+        units = [_rounded(u, self.round_to) for u in units_of(axes, keep, heads=False)]
+        return require_some([u for u in units if u.num > u.minimum], "channel", axes)
 
 
 def units_of(axes: Axes, keep: Sequence[str], *, heads: bool) -> list[Units]:
@@ -49,6 +63,13 @@ def units_of(axes: Axes, keep: Sequence[str], *, heads: bool) -> list[Units]:
 def axis_units(axis: AxisInfo) -> Units:
     """The indices of one axis."""
     return Units(axis.name, axis.size, axis.members, axis.layer, axis.kind, minimum=1)
+
+
+def _rounded(units: Units, to: int) -> Units:
+    """Units of ``to`` indices, the first of what is beyond a multiple; axes that shrink together keep their steps."""
+    if to == 1 or units.step:
+        return units
+    return replace(units, num=-(-units.num // to), members=(), step=((units.name, to),))
 
 
 def _stepped(axis: AxisInfo, together: Sequence[AxisInfo]) -> Units:

@@ -34,7 +34,7 @@ def ranked(units: Units, axes: Axes, score: Score, gone: Mapping[str, Tensor]) -
         lost = gone.get(name, torch.zeros(len(scores), dtype=torch.bool))
         order = torch.argsort(scores.masked_fill(lost, -torch.inf), stable=True)
         assigned.append((name, _in_order(order, units.num, size)))
-        num_gone = int(lost.sum()) // size
+        num_gone = -(-int(lost.sum()) // size)
         total.index_add_(0, *_members(assigned[-1][1], scores))
     return replace(units, assigned=tuple(assigned)), total, torch.arange(units.num) < num_gone
 
@@ -56,8 +56,13 @@ def by_axis(all_units: Sequence[Units], removed: Mapping[str, Tensor], axes: Axe
 
 
 def _in_order(order: Tensor, num: int, size: int) -> Tensor:
+    """Units of ``size`` indices in the order given; where one more is wanted, the first takes what is beyond them."""
+    beyond = len(order) - (num - 1) * size
     unit = torch.full((len(order),), -1)
-    unit[order[: num * size]] = torch.arange(num).repeat_interleave(size)
+    if beyond < size:
+        unit[order] = torch.cat([torch.zeros(beyond, dtype=torch.long), torch.arange(1, num).repeat_interleave(size)])
+    else:
+        unit[order[: num * size]] = torch.arange(num).repeat_interleave(size)
     return unit
 
 
