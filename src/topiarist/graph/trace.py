@@ -8,6 +8,7 @@ is not touched: a structural copy that shares its parameters runs instead.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import random
 import types
@@ -41,7 +42,7 @@ from topiarist.graph.sizes import (
     sizes_in,
     source_line,
 )
-from topiarist.inputs import call, fresh
+from topiarist.inputs import as_arguments, call, fresh
 from topiarist.outputs import tensors_in
 
 
@@ -340,7 +341,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
     dimensions stay as they are. The model is left as it was.
 
     Raises:
-        TraceError: the model does not run on ``example_inputs``, in evaluation or in training mode.
+        InputError: the model cannot be copied, or is not complete.
+        TraceError: the model does not run on ``example_inputs`` in evaluation mode.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -349,8 +351,12 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"trace takes a torch.nn.Module, got {type(model).__name__}")
+    as_arguments(example_inputs)  # refuses what is no arguments
+    structural_copy(model)  # and what cannot be copied
+    lazy = [name for name, p in model.named_parameters() if torch.nn.parameter.is_lazy(p)]
+    if lazy:
+        raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
     state = Trace()
-    structural_copy(model)  # refuses what cannot be copied
     tensors = _register(state, model)
     integers = attributes.integer_attributes(model)
     state.integers.update(integers)
@@ -418,7 +424,7 @@ def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) ->
     """Run a fresh copy on fake tensors; where that fails, another on real ones."""
     costs = len(state.costs)
     try:
-        with _tensors_restored(model, _CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        with _quiet(), _tensors_restored(model, _CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
             inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, example_inputs)
             _forward(state, model, training, inputs)
     except Exception as on_fake:
@@ -489,20 +495,32 @@ def random_states_kept(model: nn.Module) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What fails on fake tensors is tried on real ones: torch need not log it."""
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 _CONSTANT = 16  # fake tensors know the values of such small real ones, and write into them: a batch norm's counter
 
 
 @contextmanager
 def _tensors_restored(model: nn.Module, largest: float = math.inf) -> Iterator[None]:
     """Undo what a forward pass writes into the model's tensors of up to ``largest`` entries; touch no others."""
-    held = [t for _, t, _ in model_tensors(model) if t.numel() <= largest]
+    held = [t for _, t, _ in model_tensors(model) if t.numel() <= largest and not t.is_meta]
     before = {id(t): (t, t._version, t.detach().clone()) for t in held}
     try:
         yield
     finally:
         with torch.no_grad():
             for tensor, version, value in before.values():
-                if tensor._version != version:
+                if tensor._version != version or not torch.equal(tensor, value):  # batch norms write unannounced
                     tensor.copy_(value)
 
 
