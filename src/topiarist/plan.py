@@ -213,10 +213,10 @@ class Plan:
             parameter = _find(name, parameters)
             mask = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
             for piece in slices:
-                if parameter.shape[piece.dim] != piece.removed.numel():
+                if not 0 <= piece.dim < parameter.ndim or parameter.shape[piece.dim] != piece.removed.numel():
                     raise InputError(
-                        f"dimension {piece.dim} of {name} has size {parameter.shape[piece.dim]}, "
-                        f"the plan was made for {piece.removed.numel()}"
+                        f"{name} has shape {tuple(parameter.shape)}, the plan was made for size "
+                        f"{piece.removed.numel()} in dimension {piece.dim}"
                     )
                 shape = [1] * parameter.ndim
                 shape[piece.dim] = -1
@@ -256,7 +256,7 @@ class Plan:
                     f"format {raw.get('format')!r}, version {raw.get('version')!r}"
                 )
             return cls(
-                structure=raw["structure"],
+                structure=str(raw["structure"]),
                 removed={k: _decode(v) for k, v in raw["removed"].items()},
                 slices={k: tuple(Slice(int(s["dim"]), _decode(s)) for s in v) for k, v in raw["slices"].items()},
                 attributes={str(k): int(v) for k, v in raw["attributes"].items()},
@@ -266,7 +266,9 @@ class Plan:
             )
         except FormatError:
             raise
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError, zlib.error) as error:
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise FormatError(f"damaged plan: {error}") from error
+        except zlib.error as error:
             raise FormatError(f"damaged plan: {error}") from error
 
 
@@ -293,14 +295,23 @@ def _encode(removed: Tensor) -> dict[str, Any]:
 
 
 def _decode(raw: Mapping[str, Any]) -> Tensor:
-    size = int(raw["size"])
-    removed = torch.zeros(size, dtype=torch.bool)
+    size = raw["size"]
+    if not _is_count(size):
+        raise FormatError(f"damaged plan: {size!r} is no number of units")
     if "indices" in raw:
-        removed[torch.tensor(raw["indices"], dtype=torch.long)] = True
+        indices = raw["indices"]
+        if size > _LONGEST_INDEX_LIST or not all(_is_count(i) and i < size for i in indices):
+            raise FormatError(f"damaged plan: indices of {size} units must lie in [0, {size}), got {indices!r:.80}")
+        removed = torch.zeros(size, dtype=torch.bool)
+        removed[torch.tensor(indices, dtype=torch.long)] = True
         return removed
     limit = (size + 7) // 8
     stream = zlib.decompressobj()
     packed = stream.decompress(base64.b64decode(raw["bits"], validate=True), limit + 1)
-    if len(packed) != limit:
+    if len(packed) != limit or not stream.eof or stream.unused_data:
         raise FormatError(f"damaged plan: {len(packed)} bytes of bits for {size} units")
     return torch.from_numpy(np.unpackbits(np.frombuffer(packed, np.uint8), count=size).astype(bool))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0

@@ -8,11 +8,11 @@ them. The removed values are kept aside, so that a mask comes off without a trac
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,18 @@ from topiarist.plan import Plan
 
 @dataclass(frozen=True, eq=False)
 class _Masked:
-    parameter: Tensor
+    original: Tensor
+    owner: weakref.ref[nn.Module]
+    leaf: str
     removed: Tensor  # bool, the parameter's shape
     values: Tensor  # what the removed entries held, in row-major order
+
+    @property
+    def parameter(self) -> Tensor:
+        """The parameter as it is now: `load_state_dict(assign=True)`, for one, puts another in its place."""
+        owner = self.owner()
+        current = None if owner is None else owner._parameters.get(self.leaf)
+        return self.original if current is None or current.shape != self.removed.shape else current
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +44,7 @@ class _Attachment:
     tensors: dict[str, _Masked]
 
 
-_attached: WeakKeyDictionary[nn.Module, _Attachment] = WeakKeyDictionary()
+_attached: weakref.WeakKeyDictionary[nn.Module, _Attachment] = weakref.WeakKeyDictionary()
 _handles: list[RemovableHandle] = []
 
 
@@ -65,7 +74,9 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     with torch.no_grad():
         for name, removed in masks.items():
             parameter = parameters[name]
-            tensors[name] = _Masked(parameter, removed, parameter[removed].clone())
+            path, _, leaf = name.rpartition(".")
+            owner = weakref.ref(model.get_submodule(path))
+            tensors[name] = _Masked(parameter, owner, leaf, removed, parameter[removed].clone())
         for entry in tensors.values():
             entry.parameter.masked_fill_(entry.removed, 0)
     _attached[model] = _Attachment(plan, tensors)
@@ -86,7 +97,8 @@ def unmask(model: nn.Module, *, restore: bool = True) -> nn.Module:
     if attachment is not None and restore:
         with torch.no_grad():
             for entry in attachment.tensors.values():
-                entry.parameter[entry.removed.to(entry.parameter.device)] = entry.values.to(entry.parameter.device)
+                parameter = entry.parameter
+                parameter[_on(entry.removed, parameter)] = entry.values.to(parameter)
     _drop_hook_if_idle()
     return model
 
@@ -113,7 +125,8 @@ def reapply(model: nn.Module) -> None:
     if attachment is not None:
         with torch.no_grad():
             for entry in attachment.tensors.values():
-                entry.parameter.masked_fill_(_on(entry.removed, entry.parameter), 0)
+                parameter = entry.parameter
+                parameter.masked_fill_(_on(entry.removed, parameter), 0)
 
 
 @torch.no_grad()
@@ -122,11 +135,12 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for attachment in list(_attached.values()):
         for entry in attachment.tensors.values():
-            if id(entry.parameter) not in stepped:
+            parameter = entry.parameter
+            if id(parameter) not in stepped:
                 continue
-            removed = _on(entry.removed, entry.parameter)
-            entry.parameter.masked_fill_(removed, 0)
-            for value in optimizer.state.get(entry.parameter, {}).values():
+            removed = _on(entry.removed, parameter)
+            parameter.masked_fill_(removed, 0)
+            for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == removed.shape:
                     value.masked_fill_(removed, 0)
     _drop_hook_if_idle()
