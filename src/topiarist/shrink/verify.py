@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from topiarist.mask.attach import mask, unmask
 from topiarist.outputs import tensors_in
 from topiarist.plan import Plan
 from topiarist.shrink.apply import shrink
+from topiarist.shrink.precision import float64_everywhere, in_float64
 
 TOLERANCE = 1e-9  # relative, in float64: sums of n ≤ 10⁶ terms in another order differ by n·2⁻⁵³ ≈ 1e-10 at most
 
@@ -78,12 +78,14 @@ def verify(
     inputs = _random_like(example_inputs)
     inexact = {name: why for name, why in plan.inexact.items() if bool(plan.removed[name].any())}
     exact_names = tuple(name for name, gone in plan.removed.items() if bool(gone.any()) and name not in inexact)
-    moved = _moved(model)
-    full = max(_difference(model, small, plan, inputs), _difference(moved, shrink(moved, plan), plan, inputs))
+    moved = _moved(model, inputs)
+    full = max(
+        [_difference(model, small, plan, inputs), *(_difference(m, shrink(m, plan), plan, inputs) for m in moved)]
+    )
     if not inexact:
         return Verification(full, tolerance, exact_names, {}, None)
     part = exact_part(model, plan, example_inputs)
-    error = max(_difference(m, shrink(m, part), part, inputs) for m in (model, moved))
+    error = max(_difference(m, shrink(m, part), part, inputs) for m in (model, *moved))
     return Verification(error, tolerance, exact_names, inexact, full)
 
 
@@ -95,47 +97,40 @@ def exact_part(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
 
 
 def _difference(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> float:
-    masked = _double(model)
+    masked = in_float64(model)
     mask(masked, plan)
     try:
-        expected, found = _outputs(masked, inputs), _outputs(_double(small), inputs)
+        expected, found = _outputs(masked, inputs), _outputs(in_float64(small), inputs)
     finally:
         unmask(masked)
-    scale = max((float(t.abs().max()) for t in expected if t.numel()), default=0.0) or 1.0
-    gaps = [_gap(a, b) for a, b in zip(expected, found, strict=True) if a.numel()]
-    worst = max(gaps, default=0.0)
-    return float("inf") if worst != worst else worst / scale
+    finite = [t[t.isfinite()].abs() for t in expected]
+    scale = max((float(t.max()) for t in finite if t.numel()), default=0.0) or 1.0
+    return max((_gap(a, b) for a, b in zip(expected, found, strict=True) if a.numel()), default=0.0) / scale
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max()) if a.shape == b.shape else float("inf")
+    """max |a − b|, where equal infinities are equal; infinite for other shapes and what is not a number."""
+    if a.shape != b.shape or bool((a.isnan() | b.isnan()).any()):
+        return float("inf")
+    return float((a - b).abs().masked_fill(a == b, 0).max())
 
 
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    with torch.no_grad():
+    with torch.no_grad(), float64_everywhere():
         out = call(model.eval(), fresh(inputs))
-    return [t.double() for t in tensors_in(out) if t.is_floating_point()]
+    found = [torch.view_as_real(t) if t.is_complex() else t for t in tensors_in(out)]
+    return [t.double() for t in found if t.is_floating_point()]
 
 
-def _double(model: nn.Module) -> nn.Module:
-    """A float64 copy, plain tensor attributes included."""
-    model = copy.deepcopy(model).double()
-    for module in model.modules():
-        for name, value in module.__dict__.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                module.__dict__[name] = value.double()
-    return model
-
-
-def _moved(model: nn.Module) -> nn.Module:
-    """A float64 copy with every parameter moved a little."""
-    moved = _double(model)
+def _moved(model: nn.Module, inputs: Any) -> list[nn.Module]:
+    """A float64 copy with every parameter moved a little; none where that leaves the domain of a function."""
+    moved = in_float64(model)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in moved.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(0.05 * noise.to(parameter.device))
-    return moved
+    return [] if any(bool(t.isnan().any()) for t in _outputs(moved, inputs)) else [moved]
 
 
 def _random_like(inputs: Any) -> Any:

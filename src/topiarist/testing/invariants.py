@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from topiarist.outputs import tensors_in
 from topiarist.plan import Plan, Slice
 from topiarist.planning import Planner
 from topiarist.shrink import shrink, verify
+from topiarist.shrink.precision import float64_everywhere, in_float64
 from topiarist.structure import Channel
 
 TOLERANCE = 1e-9  # relative, in float64
@@ -131,7 +133,7 @@ class Cut:
     axes: Axes
     plan: Plan
 
-    @property
+    @cached_property
     def small(self) -> nn.Module:
         """The model without what the plan removes."""
         return shrink(self.model, self.plan)
@@ -205,7 +207,7 @@ def is_caught(model: nn.Module, plan: Plan, inputs: Any) -> bool:
 def disagreement(model: nn.Module, plan: Plan, inputs: Any) -> float:
     """max |zeroed − shrunk| / max |zeroed| over all outputs, in float64: in evaluation mode, and in training mode too
     where that draws nothing at random."""
-    zeroed, small = in_double(model), in_double(shrink(model, plan))
+    zeroed, small = in_float64(model).eval(), in_float64(shrink(model, plan)).eval()
     with torch.no_grad():
         for name, slices in plan.slices.items():
             parameter = dict(zeroed.named_parameters(remove_duplicate=False)).get(name)
@@ -219,7 +221,8 @@ def disagreement(model: nn.Module, plan: Plan, inputs: Any) -> float:
 
 def check_symmetry(model: nn.Module, axes: Axes, name: str, inputs: Any, tolerance: float = TOLERANCE) -> None:
     """Permuting the indices of an axis wherever it lives leaves the function as it is, exact or not."""
-    error = distance(outputs(in_double(model), inputs), outputs(permuted(in_double(model), axes, name), inputs))
+    model = in_float64(model).eval()
+    error = distance(outputs(model, inputs), outputs(permuted(in_float64(model), axes, name), inputs))
     assert error <= tolerance, f"relative error {error:.1e} with the indices of {name} in another order"
 
 
@@ -310,16 +313,6 @@ def nothing_left_behind(model: nn.Module, inputs: Any) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------ helpers
 
 
-def in_double(model: nn.Module) -> nn.Module:
-    """A float64 copy in evaluation mode, plain tensor attributes included."""
-    model = copy.deepcopy(model).double().eval()
-    for module in model.modules():
-        for name, value in module.__dict__.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                module.__dict__[name] = value.double()
-    return model
-
-
 def draws_at_random(model: nn.Module, inputs: Any) -> bool:
     """Whether training mode makes the output depend on the random state, as dropout does."""
     found = []
@@ -339,7 +332,7 @@ def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
             return torch.randn(value.shape, generator=generator, dtype=torch.float64)
         return value.clone() if isinstance(value, Tensor) else value
 
-    with torch.no_grad():
+    with torch.no_grad(), float64_everywhere():
         return tensors_in(call(model, tree_map(redraw, inputs)))
 
 
@@ -366,7 +359,10 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
 
 
 def _bits(tensor: Tensor) -> tuple[Any, ...]:
-    return (tuple(tensor.shape), tensor.dtype, tensor.detach().contiguous().cpu().numpy().tobytes())
+    kind = (tuple(tensor.shape), tensor.dtype, tensor.device)
+    if tensor.is_meta:
+        return kind
+    return (*kind, tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _function_modes() -> list[Any]:

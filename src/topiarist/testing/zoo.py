@@ -606,11 +606,11 @@ def auxiliary_head() -> Entry:
 @net
 def data_dependent() -> Entry:
     def forward(m: Any, x: Tensor) -> Any:
-        hidden = m.first(x)
+        hidden = m.norm(m.first(x))
         hidden = F.relu(hidden) if hidden.sum() > 0 else torch.tanh(hidden)
         return m.last(hidden)
 
-    return Net(forward, first=nn.Linear(6, 10), last=nn.Linear(10, 4)), x(3, 6)
+    return Net(forward, first=nn.Linear(6, 10), norm=nn.BatchNorm1d(10), last=nn.Linear(10, 4)), x(3, 6)
 
 
 @net
@@ -858,6 +858,19 @@ def normalised() -> Entry:
 @net
 def rms_norm() -> Entry:
     return nn.Sequential(nn.Linear(6, 10), nn.RMSNorm(10), nn.SiLU(), nn.Linear(10, 4)), x(3, 6)
+
+
+@net
+def norms_in_float32() -> Entry:
+    def forward(m: Any, x: Tensor) -> Any:
+        x = m.first(x)
+        wide = x.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.pow(2).sum(-1, keepdim=True) + 1e-6)
+        weights = F.softmax(m.gate(x), -1, dtype=torch.float32).to(x.dtype)
+        return m.last((m.gain * wide.to(x.dtype)).float() * weights.float().sum(-1, keepdim=True))
+
+    parts = {"first": nn.Linear(6, 8), "gate": nn.Linear(8, 3), "last": nn.Linear(8, 4)}
+    return Net(forward, **parts, gain=nn.Parameter(torch.empty(8))), x(3, 6)
 
 
 @net

@@ -1,0 +1,58 @@
+"""Models in float64, also those that ask for another precision in their code."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_LOWER = (torch.float32, torch.float16, torch.bfloat16)
+_CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
+
+
+def in_float64(model: nn.Module) -> nn.Module:
+    """A copy with parameters, buffers and plain tensor attributes in float64."""
+    model = copy.deepcopy(model).double()
+    for module in model.modules():
+        for name, value in module.__dict__.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                module.__dict__[name] = value.double()
+    return model
+
+
+class _Float64(TorchFunctionMode):
+    """Whoever asks for a lower precision gets float64: ``x.float()``, ``x.to(torch.float32)``, ``dtype=torch.half``."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _CASTS:
+            func, args = torch.Tensor.double, args[:1]
+        args = tuple(torch.float64 if _is_lower(arg) else arg for arg in args)
+        kwargs = {key: torch.float64 if _is_lower(value) else value for key, value in (kwargs or {}).items()}
+        return func(*args, **kwargs)
+
+
+def _is_lower(value: Any) -> bool:
+    return isinstance(value, torch.dtype) and value in _LOWER
+
+
+@contextmanager
+def float64_everywhere() -> Iterator[None]:
+    """Inside the ``with``, new tensors are float64, and casts to a lower precision are casts to float64.
+
+    Example:
+        >>> with float64_everywhere():
+        ...     torch.ones(1).float().dtype, torch.zeros(1, dtype=torch.half).dtype
+        (torch.float64, torch.float64)
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Float64():
+            yield
+    finally:
+        torch.set_default_dtype(default)
