@@ -154,7 +154,7 @@ class Planner:
     ) -> Plan:
         """Score the units, spread the budget, and say what goes; ``gone`` units stay removed."""
         candidates = self.candidates(saliency, data, loss, gone or {})
-        price = partial(self.price, ranked=candidates.units)
+        price = partial(self.price, units=candidates.units)
         removed, achieved = allocations.fit(allocation, candidates, budget, price)
         requested = {} if budget is None else {budget.unit: budget.value}
         return self.make(removed, candidates.units, requested, {**achieved, **price(removed)})
@@ -163,14 +163,7 @@ class Planner:
         self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None, gone: Mapping[str, Tensor]
     ) -> Candidates:
         """The units with their scores; ``gone`` maps axes or weights to what an earlier plan removed."""
-        gradients = None
-        if "gradients" in needs(saliency):
-            if data is None or loss is None:
-                raise InputError(
-                    f"{saliency} needs gradients: pass data=batches of (inputs, targets) and loss=function"
-                )
-            gradients = collect_gradients(self.model, data, loss)
-        parameters = parameters_of(self.model)
+        parameters, gradients = parameters_of(self.model), self._gradients(saliency, data, loss)
 
         def scored(units: Units) -> Tensor:
             return score(saliency, slices(units, parameters, gradients))
@@ -184,15 +177,22 @@ class Planner:
         lost = {name: lost[name] for name in own if name in lost}
         return Candidates(tuple(own.values()), scores, lambda name: own_weight(own[name], parameters), lost)
 
+    def _gradients(self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None) -> dict[str, Tensor] | None:
+        if "gradients" not in needs(saliency):
+            return None
+        if data is None or loss is None:
+            raise InputError(f"{saliency} needs gradients: pass data=batches of (inputs, targets) and loss=function")
+        return collect_gradients(self.model, data, loss)
+
     def make(
         self,
         removed: Mapping[str, Tensor],
-        ranked: Sequence[Units] | None = None,
+        units: Sequence[Units] | None = None,
         requested: Mapping[str, float] | None = None,
         achieved: Mapping[str, float] | None = None,
     ) -> Plan:
-        """The plan that removes exactly these units, ``ranked`` as `candidates` ranked them."""
-        removed = by_axis(self.units if ranked is None else ranked, removed, self.axes)
+        """The plan that removes exactly these units, ``units`` as `candidates` ranked them."""
+        removed = by_axis(self.units if units is None else units, removed, self.axes)
         name = type(self.structure).__name__.lower()
         if not self.structure.is_physical:
             return Plan(name, removed, requested=requested or {}, achieved=achieved or {})
@@ -248,15 +248,15 @@ class Planner:
 
     # ------------------------------------------------------------------ prices
 
-    def price(self, removed: Mapping[str, Tensor], ranked: Sequence[Units] | None = None) -> dict[str, float]:
+    def price(self, removed: Mapping[str, Tensor], units: Sequence[Units] | None = None) -> dict[str, float]:
         """What a removal leaves, in every unit of `Budget`: exact counts of the model that results.
 
         For weights, ``params`` and ``compression`` count non-zeros, ``macs`` those with non-zero weights
         (Blalock et al. 2020), ``bytes`` the sparse storage of `topiarist.save`.
         """
-        num = sum(units.num for units in self.units)
+        num = sum(each.num for each in self.units)
         gone = sum(int(r.sum()) for r in removed.values())
-        removed = by_axis(self.units if ranked is None else ranked, removed, self.axes)
+        removed = by_axis(self.units if units is None else units, removed, self.axes)
         params, macs, size = self._physical(removed) if self.structure.is_physical else self._sparse(removed)
         whole_params, whole_macs, whole_size = self._whole
         return {

@@ -30,7 +30,7 @@ def ranked(units: Units, axes: Axes, score: Score, gone: Mapping[str, Tensor]) -
     num_gone = 0
     for name, size in units.step:
         scores = score(axis_units(axes[name])).double().cpu()
-        scores = scores / (scores.mean() or 1.0)
+        scores = scores / (scores.abs().mean() or 1.0)
         lost = gone.get(name, torch.zeros(len(scores), dtype=torch.bool))
         order = torch.argsort(scores.masked_fill(lost, -torch.inf), stable=True)
         assigned.append((name, _in_order(order, units.num, size)))
