@@ -210,6 +210,10 @@ CASES = {
     "batch norm without statistics": (
         lambda m, h: m.norm(h.mT).mT, {"norm": nn.BatchNorm1d(8, track_running_stats=False)}, FREE,
     ),
+    "a standardised weight": (
+        lambda m, h: F.linear(h, F.batch_norm(m.w[None], None, None, training=True)[0]),
+        {"w": parameter(8, 8)}, INEXACT,
+    ),
     "layer norm": (lambda m, h: m.norm(h), {"norm": nn.LayerNorm(8)}, INEXACT),
     "layer norm beside it": (lambda m, h: m.norm(h.mT).mT, {"norm": nn.LayerNorm(6)}, FREE),
     "layer norm without weights": (lambda m, h: m.norm(h), {"norm": nn.LayerNorm(8, 1e-5, False)}, INEXACT),
@@ -458,6 +462,21 @@ def test_a_model_that_fails_in_training_mode_only_is_still_traced():
     axes = trace(Net(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 4)), torch.zeros(2, 5))
     assert axes.free == ["a.weight:0"]
     assert "no training here" in str(axes.training_error)
+
+
+def test_what_a_training_run_reached_before_it_failed_is_pinned():
+    """The auxiliary head reads the hidden features, and what reads the auxiliary head is never seen."""
+
+    def forward(m, x):
+        hidden = m.a(x)
+        if m.training:
+            m.tail(m.aux(hidden).view(3, 1000))
+        return m.b(hidden)
+
+    parts = {"a": nn.Linear(5, 8), "b": nn.Linear(8, 4), "aux": nn.Linear(8, 6), "tail": nn.Linear(6, 4)}
+    axes = trace(Net(forward, **parts), torch.zeros(3, 5))
+    assert axes.free == []
+    assert "used in training mode, which does not run" in axes.explain("aux.weight:0")
 
 
 def test_a_model_that_does_not_run_is_an_error_with_shapes_and_devices():

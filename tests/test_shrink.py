@@ -181,14 +181,17 @@ def test_a_backward_pass_that_fails_is_an_error():
 
         @staticmethod
         def backward(ctx, grad):
-            raise ValueError("no way back")
+            if grad.shape[-1] != 8:
+                raise ValueError("no way back")
+            return grad
 
-    model = Net(lambda m, x: Refuses.apply(m.a(x)), a=nn.Linear(5, 4))
+    model = Net(lambda m, x: m.b(Refuses.apply(m.a(x))), a=nn.Linear(5, 8), b=nn.Linear(8, 4))
     with pytest.raises(ShrinkError, match=r"in training mode .*no way back"):
-        shrink(model, Plan("channel", {}), torch.randn(2, 5))
+        shrink(model, half_of_every_axis(model, torch.randn(2, 5)).plan, torch.randn(2, 5))
 
 
-def test_batch_norm_with_one_example_is_no_failure():
+def test_what_does_not_run_in_the_large_model_either_is_no_failure():
+    """Batch norm refuses a single example in training mode."""
     model = chain(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
     cut = half_of_every_axis(model, torch.randn(1, 5))
     assert shrink(model, cut.plan, torch.randn(1, 5))[0].out_features == 4

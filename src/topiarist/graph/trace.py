@@ -368,8 +368,13 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
                 _run(state, model, mode == "training", example_inputs)
             except Exception as error:  # whatever a model may raise; it is chained below
                 errors[mode] = error
+            if mode == "evaluation":
+                used = set(state.used)
     if "evaluation" in errors:
         raise _trace_error(model, example_inputs, errors["evaluation"])
+    for name in sorted(state.used - used) if "training" in errors else ():  # who else reads them is not known
+        for axis in tensors[name].axes:
+            state.graph.pin(axis, f"{name} is used in training mode, which does not run on the example inputs")
     return Axes(model, state, tensors, integers, errors.get("training"))
 
 

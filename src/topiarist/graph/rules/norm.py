@@ -33,12 +33,16 @@ def _affine(trace: Trace, axes: Sequence[Axis], operands: Sequence[Tensor | None
     )
 )  # fmt: skip
 def _batch_norm(
-    trace: Trace, out: Any, x: Tensor, weight: Any = None, bias: Any = None, mean: Any = None, var: Any = None, *_: Any
-) -> None:
+    trace: Trace, out: Any, x: Tensor, weight: Any = None, bias: Any = None, mean: Any = None, var: Any = None,
+    *others: Any,
+) -> None:  # fmt: skip
     first, *rest = (out,) if isinstance(out, Tensor) else out
     tracked = trace[x]
     operands = [o if isinstance(o, Tensor) else None for o in (weight, bias, mean, var)]
     zero = _affine(trace, tracked.axes[1:2], operands, "batch norm")
+    if True in [o for o in (mean, var, *others) if isinstance(o, bool)]:  # statistics of this very input
+        for axis in (tracked.axes[0], *tracked.axes[2:]):
+            trace.inexact(axis, "batch norm")
     trace.put(first, tracked.axes, (tracked.zero[0], zero, *tracked.zero[2:]))
     for extra in rest:
         if extra.dim() == 1 and extra.shape[0] == x.shape[1]:
