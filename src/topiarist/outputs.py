@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _DEEPEST = 8
+_HOLDS_NONE = (str, bytes, int, float, complex, type, nn.Module)
 
 
 def tensors_in(out: Any) -> list[Tensor]:
@@ -19,13 +20,13 @@ def tensors_in(out: Any) -> list[Tensor]:
         >>> tensors_in({"logits": torch.ones(1), "extra": SimpleNamespace(boxes=[torch.zeros(1)])})
         [tensor([1.]), tensor([0.])]
     """
-    return _tensors(out, _DEEPEST)
+    return _tensors(out, ())
 
 
-def _tensors(out: Any, depth: int) -> list[Tensor]:
+def _tensors(out: Any, above: tuple[int, ...]) -> list[Tensor]:
     if isinstance(out, Tensor):
         return [out]
-    if depth == 0 or isinstance(out, (str, bytes, type, nn.Module)):
+    if isinstance(out, _HOLDS_NONE) or callable(out) or len(above) == _DEEPEST or id(out) in above:
         return []
     if isinstance(out, Mapping):
         held = list(out.values())
@@ -33,4 +34,4 @@ def _tensors(out: Any, depth: int) -> list[Tensor]:
         held = list(out)
     else:
         held = list(getattr(out, "__dict__", {}).values())
-    return [tensor for item in held for tensor in _tensors(item, depth - 1)]
+    return [tensor for item in held for tensor in _tensors(item, (*above, id(out)))]

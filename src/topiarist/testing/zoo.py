@@ -594,6 +594,17 @@ def returns_features() -> Entry:
 
 
 @net
+def returns_its_sizes() -> Entry:
+    def forward(m: Any, x: Tensor) -> Any:
+        hidden = F.relu(m.first(x))
+        holder = SimpleNamespace(shape=hidden.shape, width=m.width)
+        holder.itself = holder
+        return m.last(hidden), hidden.shape[0], holder
+
+    return Net(forward, first=nn.Linear(6, 10), last=nn.Linear(10, 4), width=10), x(3, 6)
+
+
+@net
 def auxiliary_head() -> Entry:
     def forward(m: Any, x: Tensor) -> Any:
         hidden = F.relu(m.first(x))
