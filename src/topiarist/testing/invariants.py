@@ -257,9 +257,20 @@ def count_macs(model: nn.Module, inputs: Any) -> float:
     products = {aten.mv: lambda a, b, **_: 2 * a[0] * a[1]}
     products |= dict.fromkeys([aten.dot, aten.vdot], lambda a, b, **_: 2 * a[0])
     counter = FlopCounterMode(display=False, custom_mapping=products)
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+    with sdpa_kernel(SDPBackend.MATH), _without_onednn(), torch.no_grad(), counter:
         call(copy.deepcopy(model).eval(), fresh(inputs))
     return counter.get_total_flops() / 2
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Recurrent layers as the products that they are made of, which the counter sees."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def learning(model: nn.Module, training: bool, inputs: Any) -> set[str]:
