@@ -165,6 +165,8 @@ def _unbind(trace: Trace, out: Sequence[Tensor], tensor: Tensor, dim: int = 0) -
         "split_with_sizes",
         "split_copy",
         "split_with_sizes_copy",
+        "unsafe_split",
+        "unsafe_split_with_sizes",
         "chunk",
     )
 )
