@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import pytest
@@ -358,6 +359,110 @@ def test_a_branch_on_data_is_followed_on_real_tensors_and_costs_once():
     axes = trace(model, inputs)
     assert axes.free == ["first.weight:0"]
     assert axes.num_macs() == 3 * (6 * 10 + 10 * 4)
+
+
+# ----------------------------------------------------------------------- nobody outside keeps a tensor of the trace
+
+
+class Table:
+    kept = None
+
+
+TABLES = {}
+
+
+@functools.lru_cache
+def table_by_function(size, device):
+    return torch.arange(size, device=device).float()
+
+
+@functools.cache
+def table_in_a_tuple(size, device):
+    return torch.arange(size, device=device).float(), size
+
+
+def table_in_a_dict(size, device):
+    if size not in TABLES:
+        TABLES[size] = torch.arange(size, device=device).float()
+    return TABLES[size]
+
+
+def table_in_a_class(size, device):
+    if Table.kept is None:
+        Table.kept = torch.arange(size, device=device).float()
+    return Table.kept
+
+
+def tabled(make, *, on_real):
+    def forward(m, x):
+        hidden = m.a(x) * make(x.shape[0], x.device)[:, None]
+        return m.b(hidden) * (float(x.new_ones(1).sum()) if on_real else 1.0)
+
+    return Net(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 4)), torch.randn(3, 5)
+
+
+@pytest.fixture
+def _empty_tables():
+    yield
+    Table.kept = None
+    TABLES.clear()
+    table_by_function.cache_clear()
+    table_in_a_tuple.cache_clear()
+
+
+@pytest.mark.usefixtures("_empty_tables")
+@pytest.mark.parametrize("on_real", [False, True])
+@pytest.mark.parametrize("make", [table_by_function, lambda *a: table_in_a_tuple(*a)[0], table_in_a_dict])
+def test_caches_that_a_trace_fills_are_emptied(make, on_real):
+    model, inputs = tabled(make, on_real=on_real)
+    assert trace(model, inputs).free == ["a.weight:0"]
+    found = model(inputs)
+    assert type(found) is torch.Tensor
+    assert found.device.type == "cpu"
+    assert torch.equal(found, model.b(model.a(inputs) * torch.arange(3.0)[:, None]))
+
+
+@pytest.mark.usefixtures("_empty_tables")
+def test_caches_that_are_full_stay():
+    model, inputs = tabled(table_in_a_dict, on_real=False)
+    model(inputs)
+    kept = TABLES[3]
+    trace(model, inputs)
+    assert TABLES[3] is kept
+
+
+@pytest.mark.usefixtures("_empty_tables")
+def test_an_attribute_that_a_trace_fills_is_emptied_with_a_warning():
+    model, inputs = tabled(table_in_a_class, on_real=False)
+    with pytest.warns(UserWarning, match=r"Table\.kept kept a tensor of the trace.*call the model once"):
+        trace(model, inputs)
+    assert model(inputs).device.type == "cpu"
+
+
+def test_hooks_that_record_are_left_without_tensors_of_the_trace():
+    model, inputs = build("mlp")
+    seen = []
+    model[0].register_forward_hook(lambda module, args, out: seen.append(out))
+    trace(model, inputs)
+    assert seen == []
+    model(inputs)
+    assert len(seen) == 1
+
+
+def test_sizes_that_somebody_kept_say_nothing_any_more():
+    kept = []
+
+    def forward(m, x):
+        kept.append(m.a.weight.shape[0])
+        return m.b(m.a(x))
+
+    axes = trace(Net(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 4)), torch.zeros(2, 5))
+    observer = kept[0].observer
+    before = len(observer.constraints)
+    assert kept[0] == 8
+    assert float(kept[0]) == 8.0
+    assert len(observer.constraints) == before
+    assert axes.free == ["a.weight:0"]
 
 
 # -------------------------------------------------------------------------------------------- no rule, and a new rule

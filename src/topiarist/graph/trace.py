@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -30,6 +31,7 @@ from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph
 from topiarist.graph.groups import Axes, TensorInfo
+from topiarist.graph.leaks import evict
 from topiarist.graph.rules import RULES
 from topiarist.graph.sizes import (
     Attribute,
@@ -79,6 +81,7 @@ class Trace:
         self.counting = True
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
+        self._is_closed = False
         self._settled = 0  # the age of the graph up to which sizes are accounted for
 
     def __getitem__(self, tensor: Tensor) -> Tracked:
@@ -166,14 +169,33 @@ class Trace:
         sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self[tensor].axes]
         return torch.Size(sizes)
 
+    def forget(self, model: nn.Module) -> None:
+        """Forget every tensor that is not the model's own, also where somebody has kept one without values."""
+        own = {id(tensor) for _, tensor, _ in model_tensors(model)}
+        passed = [entry[0] for key, entry in self._known.items() if key not in own]
+        without_values = [ref(tensor) for tensor in passed if tensor.is_meta or isinstance(tensor, FakeTensor)]
+        del passed
+        self._known = {key: entry for key, entry in self._known.items() if key in own}
+        self._sharing.clear()
+        for tensor, _ in self._known.values():
+            self._sharing.setdefault(_storage(tensor), []).append(tensor)
+        evict(without_values)
+
+    def close(self) -> None:
+        """Sizes that somebody has kept say nothing any more."""
+        self._is_closed = True
+
     def on_value(self, expression: Expression) -> None:
         """A size became a number of its own: what it belongs to cannot change without changing the function."""
+        if self._is_closed:
+            return
         now = evaluate(expression, self.integers, lambda axis: self.graph.find(axis).size)
         self.constraints.append(Constraint(Term("-", expression, now), Axis(0), source_line(), is_value=True))
 
     def on_equal(self, left: Expression, right: Expression) -> None:
         """The code found two sizes equal: they must stay so for it to go the same way."""
-        self.tie(Term("-", left, right), Axis(0))
+        if not self._is_closed:
+            self.tie(Term("-", left, right), Axis(0))
 
     # ------------------------------------------------------------------ the operators' side
 
@@ -372,15 +394,25 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
             try:
                 _run(state, model, mode == "training", example_inputs)
             except Exception as error:  # whatever a model may raise; it is chained below
-                errors[mode] = error
+                errors[mode] = _without_frames(error)
             if mode == "evaluation":
                 used = set(state.used)
+    state.close()
     if "evaluation" in errors:
         raise _trace_error(model, example_inputs, errors["evaluation"])
     for name in sorted(state.used - used) if "training" in errors else ():  # who else reads them is not known
         for axis in tensors[name].axes:
             state.graph.pin(axis, f"{name} is used in training mode, which does not run on the example inputs")
     return Axes(model, state, tensors, integers, errors.get("training"))
+
+
+def _without_frames(error: Exception) -> Exception:
+    """The error and its causes without the frames they came through, which hold every tensor of the run."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) -> nn.Module:
@@ -436,17 +468,20 @@ def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) ->
         return
     with _tensors_restored(model):
         _forward(state, structural_copy(model), training, fresh(example_inputs))
+    state.forget(model)
 
 
-def _succeeds(attempt: Callable[..., None], state: Trace, *args: Any) -> bool:
+def _succeeds(attempt: Callable[..., None], state: Trace, model: nn.Module, *args: Any) -> bool:
     """Whether a model runs on tensors without values; what it costs counts only if it does."""
     costs = len(state.costs)
+    succeeds = True
     try:
-        attempt(state, *args)
+        attempt(state, model, *args)
     except Exception:  # whatever a model may raise
         del state.costs[costs:]
-        return False
-    return True
+        succeeds = False
+    state.forget(model)
+    return succeeds
 
 
 def _on_meta(state: Trace, model: nn.Module, training: bool, example_inputs: Any) -> None:
