@@ -249,6 +249,16 @@ ARRIVALS = {
     "arange": (lambda m, h: h * torch.arange(h.shape[1]), {}, 0),
     "a loop": (lambda m, h: torch.cat([h[:, i * m.d : (i + 1) * m.d] for i in range(m.h)], 1), {"h": 3, "d": 4}, None),
     "hidden in hsplit": (lambda m, h: torch.cat(torch.hsplit(h, 2)[::-1], 1), {}, 0),
+    "hidden in hsplit, of what a split has divided": (
+        lambda m, h: torch.cat(torch.hsplit(torch.cat([t * 2 for t in h.split([m.n, m.k], 1)], 1), 2)[::-1], 1),
+        {"n": 4, "k": 8}, 0,
+    ),
+    "hidden in kron": (lambda m, h: torch.kron(h[:, : m.n], torch.ones(1, 3)), {"n": 4}, None),
+    "a count of ones": (lambda m, h: h / torch.ones(h.shape[1]).sum() + h / h.new_ones(3, h.shape[1]).sum(), {}, 1),
+    "a matmul of heads": (
+        lambda m, h: (h.view(3, m.h, 1, m.d) @ h.view(3, m.h, m.d, 1) * h.view(3, m.h, 1, m.d)).flatten(1),
+        {"h": 3, "d": 4}, 2,
+    ),
     "hidden in unsafe_chunk": (lambda m, h: torch.cat(torch.unsafe_chunk(h, 2, 1)[::-1], 1), {}, 0),
     "dict": (lambda m, h: h.view(3, m.sizes["h"], m.sizes["d"]).flatten(1), {"sizes": {"h": 3, "d": 4}}, 2),
     "namespace": (lambda m, h: h.view(3, m.c.h, m.c.d).flatten(1), {"c": SimpleNamespace(h=3, d=4)}, 2),

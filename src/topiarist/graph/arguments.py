@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from topiarist.graph.axis import Axis
 from topiarist.graph.sizes import Size, Term, plain
 
 if TYPE_CHECKING:
-    from topiarist.graph.axis import Axis
     from topiarist.graph.trace import Trace
 
 SIZE_ARGUMENTS: dict[Any, Callable[..., None]] = {}
@@ -36,6 +36,15 @@ def _tie_all(trace: Trace, sizes: Sequence[Any], axes: Sequence[Axis]) -> None:
             trace.sized(size, axis)
 
 
+def _tie_new(trace: Trace, sizes: Sequence[Any], axes: Sequence[Axis]) -> None:
+    """Of a new tensor: a dimension as long as an axis is that axis."""
+    for size, axis in zip(sizes, axes, strict=False):
+        if isinstance(size, Size) and isinstance(size.expression, Axis):
+            trace.unify(axis, size.expression, "a new tensor")
+        else:
+            _tie_all(trace, [size], [axis])
+
+
 def _flat(sizes: Sequence[Any]) -> Sequence[Any]:
     return sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
 
@@ -44,10 +53,6 @@ def _flat(sizes: Sequence[Any]) -> Sequence[Any]:
     torch.Tensor.view,
     torch.Tensor.reshape,
     torch.Tensor.expand,
-    torch.Tensor.new_zeros,
-    torch.Tensor.new_ones,
-    torch.Tensor.new_empty,
-    torch.Tensor.new_full,
     torch.Tensor.broadcast_to,
 )
 def _shape_of_method(trace: Trace, out: Tensor, tensor: Tensor, *sizes: Any, **kwargs: Any) -> None:
@@ -70,7 +75,12 @@ def _shape_of_function(trace: Trace, out: Tensor, tensor: Tensor, shape: Any) ->
 @_sizes_of(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn)
 def _shape_of_factory(trace: Trace, out: Tensor, *sizes: Any, **kwargs: Any) -> None:
     sizes = sizes or (kwargs.get("size", ()),)
-    _tie_all(trace, _flat(sizes[:1] if isinstance(sizes[0], (tuple, list)) else sizes), trace[out].axes)
+    _tie_new(trace, _flat(sizes[:1] if isinstance(sizes[0], (tuple, list)) else sizes), trace[out].axes)
+
+
+@_sizes_of(torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_empty, torch.Tensor.new_full)
+def _shape_of_new(trace: Trace, out: Tensor, tensor: Tensor, *sizes: Any, **kwargs: Any) -> None:
+    _shape_of_factory(trace, out, *sizes, **kwargs)
 
 
 @_sizes_of(torch.Tensor.unflatten, torch.unflatten)

@@ -57,6 +57,7 @@ class AxisGraph:
         self.one = Axis(1)
         self.one.pins["it has one index only"] = None
         self._made: list[Axis] = []
+        self.parts: list[Axis] = []  # what divisions into more than one part have given, in order
         self._unifying = False
 
     def find(self, axis: Axis) -> Axis:
@@ -240,6 +241,8 @@ class AxisGraph:
     ) -> list[Axis]:
         divided = how(axis, list(sizes))
         if divided is not None:
+            if sum(size > 1 for size in sizes) > 1:
+                self.parts.extend(divided)
             return divided
         reason = f"{why} divides it as {list(sizes)}, which does not nest with {axis!r}"
         self.pin(axis, reason)

@@ -82,7 +82,7 @@ class Trace:
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
         self._is_closed = False
-        self._settled = 0  # the age of the graph up to which sizes are accounted for
+        self._settled = (0, 0, 0)  # how many leaves, parts and constraints are accounted for
 
     def __getitem__(self, tensor: Tensor) -> Tracked:
         """What is known of ``tensor``; one never seen before is a constant and pins what it meets."""
@@ -258,25 +258,29 @@ class Trace:
         else:
             for size in sizes_in((args, kwargs)):
                 self.on_value(size.expression)
-            self.pin_unsettled(f"its size is set inside {name}")
+            self.pin_unsettled(f"its size is set inside {name}", tensors_in((args, kwargs)))
         self.settle()
         foreign = [t for t in made if not self.knows(t)]
         if foreign or (isinstance(out, (np.ndarray, list, torch.UntypedStorage, torch.TypedStorage)) and not made):
             self.pin_all(tensors_in((args, kwargs)), f"its values leave torch's operators in {name}")
 
-    def pin_unsettled(self, reason: str) -> None:
-        """Pin the parts made since the last function whose sizes nothing has tied: hidden literals."""
-        young = self.graph.younger(self._settled)
-        if young:
-            tied = {leaf for c in self.constraints for leaf in self.graph.leaves(c.axis)}
-            for leaf in young:
-                if leaf not in tied:
-                    self.pin(leaf, reason)
+    def pin_unsettled(self, reason: str, operands: Sequence[Tensor] = ()) -> None:
+        """Pin the parts made since the last function that neither a constraint nor a dimension of its operands
+        accounts for: their sizes are hidden literals."""
+        ages, parts, constraints = self._settled
+        found = [*self.graph.younger(ages), *self.graph.parts[parts:]]
+        if found:
+            given = [c.axis for c in self.constraints[constraints:]]
+            given.extend(axis for tensor in operands for axis in self[tensor].axes)
+            known = {tuple(self.graph.leaves(axis)) for axis in given}
+            for part in found:
+                if tuple(self.graph.leaves(part)) not in known:
+                    self.pin(part, reason)
         self.settle()
 
     def settle(self) -> None:
         """The sizes of all axes made so far are accounted for."""
-        self._settled = self.graph.age
+        self._settled = (self.graph.age, len(self.graph.parts), len(self.constraints))
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
