@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -123,14 +124,33 @@ def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
 
 
 def _moved(model: nn.Module, inputs: Any) -> list[nn.Module]:
-    """A float64 copy with every parameter moved a little; none where that leaves the domain of a function."""
+    """A float64 copy with every parameter moved a little; none where that leaves the domain of a function.
+
+    Its batch norms take their statistics from these inputs, so that a signal comes through to the output: where little
+    does, a wrong cut is as small as the rest of it, and the constants of the last layer drown both.
+    """
     moved = in_float64(model)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in moved.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(0.05 * noise.to(parameter.device))
+    _take_statistics(moved, inputs)
     return [] if any(bool(t.isnan().any()) for t in _outputs(moved, inputs)) else [moved]
+
+
+def _take_statistics(model: nn.Module, inputs: Any) -> None:
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    before = copy.deepcopy([(m.running_mean, m.running_var) for m in norms])
+    for norm in norms:
+        norm.momentum = 1.0
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            call(model.train(), fresh(inputs))
+    except Exception:  # a model that does not run in training mode, on one example say, keeps those it has
+        for norm, (mean, var) in zip(norms, before, strict=True):
+            norm.running_mean, norm.running_var = mean, var
+    model.eval()
 
 
 def _random_like(inputs: Any) -> Any:
