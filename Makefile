@@ -3,6 +3,7 @@
 #   make test    install, then the tests         (make test ARGS="tests/test_cli.py -x")
 #   make check   linter, formatter and type checker
 #   make bench   the benchmarks, as ratios measured in one interleaved run
+#   make zoo     every model of torchvision and timm through trace, shrink and proof; hours, resumable, own environment
 #   make docs    regenerate docs/cli.md from the commands themselves
 # PYTHON=python3.12 chooses the interpreter, VENV=… the place of the environment.
 
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: demo test check bench docs
+.PHONY: demo test check bench docs zoo
 
 demo: $(STAMP)
 	$(BIN)/topiarist demo $(ARGS)
@@ -28,6 +29,16 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+zoo: .venv-zoo/.installed
+	.venv-zoo/bin/python zoo/run.py torchvision timm $(ARGS)
+
+.venv-zoo/.installed: pyproject.toml constraints.txt
+	@test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0 timm==1.0.31
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check transformers==5.23.0 -c constraints.txt
+	@touch $@
 
 docs: $(STAMP)
 	$(BIN)/typer topiarist.cli.app utils docs --name topiarist --output docs/cli.md

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -39,3 +41,25 @@ def test_a_changed_number_is_noticed(script: ModuleType) -> None:
 
 def test_there_is_evidence() -> None:
     assert TABLES
+
+
+@pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, dict[str, dict[str, dict[str, Any]]]]:
+    folder = Path(__file__).parents[1] / "zoo"
+    monkeypatch.syspath_prepend(str(folder))
+    results = {
+        path.stem: {row["name"]: row for row in json.loads(path.read_text())} for path in folder.glob("results/*")
+    }
+    return importlib.import_module("table"), results
+
+
+def test_the_zoo_page_is_generated_from_its_rows(zoo) -> None:
+    table, results = zoo
+    assert table.OUT.read_text(encoding="utf-8") == table.render(results)
+
+
+def test_a_failure_in_the_zoo_is_told(zoo) -> None:
+    table, results = zoo
+    row = next(iter(next(iter(results.values())).values()))
+    row.update(status="failed", reason="a reason of its own")
+    assert f"| {row['name']} | failed | a reason of its own |" in table.render(results)
