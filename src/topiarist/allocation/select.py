@@ -34,9 +34,10 @@ def select(
     earlier tensor goes first, then the lower index; −0.0 equals 0.0. Units of ``gone`` go before all others and count
     towards ``k``; units of ``keep`` never go.
 
-    Few scores are sorted. Of many the k-th is found by a radix select on the bit patterns of the floats (a most-significant-digit radix sort of
-    which only the bin holding the k-th element is followed; Knuth, TAOCP 3, 5.2.5), chunk by chunk: the extra memory
-    is the returned masks, one byte per score, and a few megabytes that do not grow.
+    Few scores are sorted. Of many the k-th is found by a radix select on the bit patterns of the floats (a
+    most-significant-digit radix sort of which only the bin holding the k-th element is followed; Knuth, TAOCP 3,
+    5.2.5), chunk by chunk: the extra memory is the returned masks, one byte per score, and a few megabytes that do not
+    grow.
 
     Args:
         scores: float tensors of any shape; half, bfloat16, single and double may be mixed and lie on any devices.

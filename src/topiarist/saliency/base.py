@@ -83,6 +83,11 @@ def score(criterion: Saliency, slices: Slices, *, checked: bool = False) -> Tens
     if not isinstance(scores, Tensor) or scores.shape != (units.num,) or not scores.is_floating_point():
         found = f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(scores)
         raise InputError(f"{criterion} must return floats of shape ({units.num},) for {units.name!r}, got {found}")
+    if scores.is_meta:
+        raise InputError(
+            f"{criterion} gives no values for {units.name!r}: its weights are on the meta device, where there are none; "
+            f"try saliency='random', a function of the unit's index, or load the weights first"
+        )
     check_finite({units.name: scores}, "scores")
     return scores.detach()
 

@@ -13,6 +13,8 @@ from topiarist.errors import InputError
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """Refuse tensors with NaN or infinite entries, without allocating anything of their size.
 
+    Tensors on the meta device have no entries and pass.
+
     Raises:
         InputError: naming the first such tensor, and where and what its first such entry is.
 
@@ -23,7 +25,7 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
         topiarist.errors.InputError: weights of 'fc.weight' must be finite, entry 1 is nan; mend or exclude the tensor
     """
     for name, tensor in tensors.items():
-        if not tensor.numel():
+        if not tensor.numel() or tensor.is_meta:
             continue
         low, high = torch.aminmax(tensor.detach())
         if not (torch.isfinite(low) and torch.isfinite(high)):

@@ -33,4 +33,6 @@ class Random:
         digest = hashlib.sha256(f"{self.seed}:{slices.units.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         scores = torch.rand(slices.units.num, generator=generator)
-        return scores.to(slices.weights[0].device) if slices.weights else scores
+        if not slices.weights or slices.weights[0].is_meta:  # scores have values also where weights have none
+            return scores
+        return scores.to(slices.weights[0].device)
