@@ -41,17 +41,16 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "tracing.json"
 MODELS = {
     "torchvision": (
-        "alexnet", "vgg11", "vgg16_bn", "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2",
-        "resnext50_32x4d", "densenet121", "densenet169", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large",
-        "mnasnet1_0", "shufflenet_v2_x1_0", "squeezenet1_1", "googlenet", "inception_v3", "efficientnet_b0",
-        "efficientnet_b1", "efficientnet_v2_s", "regnet_x_400mf", "regnet_y_400mf", "regnet_y_1_6gf", "convnext_tiny",
-        "convnext_small", "vit_b_16", "vit_b_32", "swin_t",
+        "resnet18", "resnet34", "resnet50", "resnext50_32x4d", "vgg11", "vgg16_bn", "alexnet", "densenet121",
+        "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet1_0", "shufflenet_v2_x1_0",
+        "squeezenet1_1", "googlenet", "inception_v3", "efficientnet_b0", "efficientnet_b1", "efficientnet_v2_s",
+        "regnet_x_400mf", "regnet_y_400mf", "convnext_tiny", "vit_b_16", "vit_b_32", "swin_t",
     ),
     "timm": (
-        "vit_tiny_patch16_224", "vit_small_patch16_224", "deit_tiny_patch16_224", "deit_small_patch16_224",
-        "mixer_s32_224", "resmlp_12_224", "convmixer_768_32", "poolformer_s12", "resnet26", "resnet50d", "seresnet50",
-        "mobilenetv3_small_100", "efficientnet_lite0", "ghostnet_100", "regnety_002", "repvgg_a0", "darknet53",
-        "cspresnet50", "dla34", "fbnetc_100", "lcnet_050", "rexnet_100", "convnext_atto", "convnextv2_atto",
+        "convnext_atto", "regnety_002", "resnet26", "resnet50d", "seresnet50", "mobilenetv3_small_100",
+        "efficientnet_lite0", "ghostnet_100", "repvgg_a0", "darknet53", "dla34", "fbnetc_100", "lcnet_050",
+        "convmixer_768_32", "poolformer_s12", "vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_s32_224",
+        "resmlp_12_224", "cspresnet50",
     ),
 }  # fmt: skip
 
@@ -61,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", help="these alone")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prune", action="store_true", help="time topiarist.prune with its proofs as well; slow")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/tracing.json and docs/speed.md")
     chosen = parser.parse_args()
     missing = [name for name in ("torch_pruning", "torchvision", "timm") if importlib.util.find_spec(name) is None]
@@ -71,23 +71,25 @@ def main() -> None:
     warnings.simplefilter("ignore")
     sys.path[:0] = [str(HERE.parent / "zoo"), str(HERE / "results")]
     rows: dict[str, Row] = {}
-    print(f"{'model':28} {'ours/theirs':>11}  {'trace':>6} {'plan':>6} {'shrink':>6}  {'+ trial run':>11} {'prune()':>8}")
+    print(
+        f"{'model':28} {'ours/theirs':>11}  {'trace':>6} {'plan':>6} {'shrink':>6} {'+ trial run':>12} {'prune()':>8}"
+    )
     for zoo, names in MODELS.items():
         for name in names:
             if not chosen.models or name in chosen.models:
-                row = rows[name] = compared(zoo, name, chosen.rounds)
+                row = rows[name] = compared(zoo, name, chosen.rounds, chosen.prune)
                 print(line(row), flush=True)
                 if chosen.write:
                     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
                     store([r for r in kept if r["name"] != name] + [row])
     print(summary(list(rows.values())))
     if chosen.write:
-        from page import write
+        from page import write_page
 
-        write()
+        write_page()
 
 
-def compared(zoo: str, name: str, rounds: int) -> Row:
+def compared(zoo: str, name: str, rounds: int, with_prune: bool = False) -> Row:
     """The medians of both, in CPU seconds, or who failed and why."""
     from families import zoos
 
@@ -111,7 +113,7 @@ def compared(zoo: str, name: str, rounds: int) -> Row:
             del work, pruned
     row.update({part: round(statistics.median(seconds), 4) for part, seconds in times.items()})
     row["ours"] = round(statistics.median(map(sum, zip(*(times[p] for p in PARTS), strict=True))), 4)
-    return {**row, **beyond(model, x)}
+    return {**row, **beyond(model, x, with_prune)}
 
 
 PARTS = ("trace", "plan", "shrink")
@@ -147,8 +149,8 @@ def theirs(model: nn.Module, x: Tensor) -> tuple[dict[str, float], nn.Module]:
     return clock.laps, model
 
 
-def beyond(model: nn.Module, x: Tensor) -> Row:
-    """What else we do, once: the shrunk model's trial run in both modes, and `topiarist.prune` with its proofs."""
+def beyond(model: nn.Module, x: Tensor, with_prune: bool) -> Row:
+    """What else we do, once: the shrunk model's trial run in both modes; `topiarist.prune` with its proofs."""
     options: Any = {
         "structure": "channel",
         "saliency": "l2",
@@ -160,8 +162,9 @@ def beyond(model: nn.Module, x: Tensor) -> Row:
     clock = Clock()
     topiarist.shrink(model, plan, x)
     clock.lap("shrink_and_run")
-    topiarist.prune(model, x, **options)
-    clock.lap("prune")
+    if with_prune:
+        topiarist.prune(model, x, **options)
+        clock.lap("prune")
     return {part: round(seconds, 4) for part, seconds in clock.laps.items()}
 
 
@@ -183,12 +186,10 @@ def line(row: Row) -> str:
     """One model, as ratios to theirs."""
     if "failed" in row:
         return f"{row['name']:28} {row['failed']} failed: {row['reason']:.80}"
-    parts = [row[part] / row["theirs"] for part in (*PARTS, "prune")]
+    parts = "".join(f" {row[part] / row['theirs']:>5.2f}×" for part in PARTS)
     run = (row["trace"] + row["plan"] + row["shrink_and_run"]) / row["theirs"]
-    return (
-        f"{row['name']:28} {row['ours'] / row['theirs']:>10.2f}×  {parts[0]:>5.2f}× {parts[1]:>5.2f}× {parts[2]:>5.2f}×"
-        f"  {run:>10.2f}× {parts[3]:>7.2f}×"
-    )
+    whole = f" {row['prune'] / row['theirs']:>7.2f}×" if "prune" in row else ""
+    return f"{row['name']:28} {row['ours'] / row['theirs']:>10.2f}× {parts} {run:>11.2f}×{whole}"
 
 
 def summary(rows: list[Row]) -> str:

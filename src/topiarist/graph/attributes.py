@@ -117,16 +117,26 @@ def replaced(model: nn.Module, make: Callable[[str, int], int]) -> Iterator[None
     try:
         for prefix, module in _prefixed(model):
             for name, value in list(_holding(module)):
-                with_paths = [(steps, number) for steps, number in _walk(value, ())]
-                if with_paths:
+                made = _made(value, prefix + name, make)
+                if made is not value:
                     before.append((module.__dict__, name, value))
-                for steps, number in with_paths:
-                    path = prefix + name + steps
-                    module.__dict__[name] = _replaced(module.__dict__[name], _steps(steps), make(path, number))
+                    module.__dict__[name] = made
         yield
     finally:
         for held, name, value in before:
             held[name] = value
+
+
+def _made(value: Any, path: str, make: Callable[[str, int], int]) -> Any:
+    """``value`` with every integer replaced; itself where it holds none."""
+    if type(value) is int:  # the commonest, without detours
+        return make(path, value)
+    if type(value) is tuple and all(type(item) is int for item in value):
+        return tuple([make(f"{path}[{i}]", item) for i, item in enumerate(value)])
+    made = value
+    for steps, number in list(_walk(value, ())):
+        made = _replaced(made, _steps(steps), make(path + steps, number))
+    return made
 
 
 Step = tuple[str, str | int]  # ("field", name), ("index", position) or ("key", key)

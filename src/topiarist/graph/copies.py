@@ -17,11 +17,15 @@ _MAKING = ("__deepcopy__", "__new__", "__reduce_ex__", "__reduce__", "__getnewar
 _CONTAINERS = (dict, OrderedDict, list, set)
 
 
+class UncopiedError(InputError):
+    """The model cannot be copied."""
+
+
 def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) -> nn.Module:
     """A copy of ``model`` whose modules are its own and whose tensors are the model's, or ``tensors`` by their ids.
 
     Raises:
-        InputError: the model cannot be copied.
+        UncopiedError: the model cannot be copied.
     """
     memo: dict[int, Any] = dict(tensors or {})
     parts = list(model.modules())
@@ -37,7 +41,7 @@ def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) 
             memo[id(module)].__setstate__({name: _copied(value, memo) for name, value in state.items()})
         return copy.deepcopy(model, memo)
     except Exception as error:
-        raise InputError(
+        raise UncopiedError(
             f"the model cannot be copied ({error}); topiarist works on a copy, so copy.deepcopy(model) must work"
         ) from error
 

@@ -29,7 +29,7 @@ from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph
-from topiarist.graph.copies import model_tensors, structural_copy
+from topiarist.graph.copies import UncopiedError, model_tensors, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
@@ -405,7 +405,6 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
     if not isinstance(model, nn.Module):
         raise InputError(f"trace takes a torch.nn.Module, got {type(model).__name__}")
     as_arguments(example_inputs)  # refuses what is no arguments
-    structural_copy(model)  # and what cannot be copied
     lazy = [name for name, p in model.named_parameters() if torch.nn.parameter.is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
@@ -419,6 +418,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
             state.counting = mode == "evaluation"
             try:
                 _run(state, model, mode == "training", example_inputs)
+            except UncopiedError:
+                raise
             except Exception as error:  # whatever a model may raise; it is chained below
                 errors[mode] = _without_frames(error)
             if mode == "evaluation":
@@ -475,6 +476,8 @@ def _succeeds(attempt: Callable[..., None], state: Trace, model: nn.Module, *arg
     succeeds = True
     try:
         attempt(state, model, *args)
+    except UncopiedError:
+        raise
     except Exception:  # whatever a model may raise
         del state.costs[costs:]
         succeeds = False

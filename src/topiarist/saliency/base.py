@@ -85,7 +85,7 @@ def score(criterion: Saliency, slices: Slices, *, checked: bool = False) -> Tens
         raise InputError(f"{criterion} must return floats of shape ({units.num},) for {units.name!r}, got {found}")
     if scores.is_meta:
         raise InputError(
-            f"{criterion} gives no values for {units.name!r}: its weights are on the meta device, where there are none; "
+            f"{criterion} gives no values for {units.name!r}: weights on the meta device have none; "
             f"try saliency='random', a function of the unit's index, or load the weights first"
         )
     check_finite({units.name: scores}, "scores")
