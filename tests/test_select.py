@@ -17,6 +17,14 @@ from topiarist.testing.selection import SelectionContract, lowest
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
+@pytest.fixture(scope="module", autouse=True, params=["sorted", "radix select"])
+def way(request):
+    """Few scores are sorted and many are not: everything holds for both ways."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("topiarist.allocation.select._SORTED", 1 << 15 if request.param == "sorted" else 0)
+        yield
+
+
 class TestSelect(SelectionContract):
     @pytest.fixture
     def select(self):

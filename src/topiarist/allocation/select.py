@@ -19,6 +19,7 @@ _INTEGER = {
 }
 _WIDTH = 11  # bits decided per pass: two passes for half precision, three for single, six for double
 _STEP = (1 << 15) - 1  # scores per step on the CPU: torch starts no threads for fewer than 2¹⁵, and waits for none
+_SORTED = _STEP  # so many scores are sorted
 _STEP_ELSEWHERE = 1 << 24  # scores per step on other devices, where a step costs a launch
 
 
@@ -63,7 +64,7 @@ def select(
             name: gone[name].clone() if name in gone else torch.zeros_like(score, dtype=torch.bool)
             for name, score in scores.items()
         }
-    if sum(score.numel() for score in scores.values()) <= _STEP:
+    if sum(score.numel() for score in scores.values()) <= _SORTED:
         return _by_sorting(scores, rank, gone, keep)
     cut = _find_cut({n: s.detach().reshape(-1) for n, s in scores.items()}, rank, gone, keep)
     return _mark(scores, cut, gone, keep)
