@@ -90,8 +90,9 @@ def llama(kind: str) -> Row:
         model = Llama(**SIZES) if kind == "plain" else transformers_llama()
         ids = torch.zeros(1, 16, dtype=torch.long)
     inputs: Any = ids
-    if kind == "transformers":  # given no mask it looks into the values of the positions, which meta tensors lack
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, "return_dict": False}
+    if kind == "transformers":  # given no complete mask it looks into values, which meta tensors lack
+        mask = torch.ones(1, 1, 16, 16, dtype=torch.bool, device="meta")
+        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False, "return_dict": False}
     start = time.perf_counter()
     plan = topiarist.plan(
         model,

@@ -44,7 +44,7 @@ MODELS = {
         "resnet18", "resnet34", "resnet50", "resnext50_32x4d", "vgg11", "vgg16_bn", "alexnet", "densenet121",
         "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet1_0", "shufflenet_v2_x1_0",
         "squeezenet1_1", "googlenet", "inception_v3", "efficientnet_b0", "efficientnet_b1", "efficientnet_v2_s",
-        "regnet_x_400mf", "regnet_y_400mf", "convnext_tiny", "vit_b_16", "vit_b_32", "swin_t",
+        "regnet_x_400mf", "regnet_y_400mf", "convnext_tiny", "vit_b_16", "vit_b_32",
     ),
     "timm": (
         "convnext_atto", "regnety_002", "resnet26", "resnet50d", "seresnet50", "mobilenetv3_small_100",

@@ -85,3 +85,9 @@ def test_names_of_tensors_are_those_of_torch() -> None:
     names = [(name, kind) for name, _, kind in model_tensors(model) if kind != "attribute"]
     expected = [(name, "parameter") for name, _ in model.named_parameters(remove_duplicate=False)]
     assert names == expected + [(name, "buffer") for name, _ in model.named_buffers(remove_duplicate=False)]
+
+
+def test_tensors_in_containers_are_copied() -> None:
+    net = nn.Linear(2, 2)
+    net.held = {"table": torch.ones(3), "empty": torch.ones(0), "list": [torch.zeros(2)]}
+    assert described(structural_copy(net)) == described(copy.deepcopy(net))

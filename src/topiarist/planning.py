@@ -295,8 +295,11 @@ class Planner:
     def _physical(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
         """What counts parameters, multiply–accumulates and bytes after a cut."""
         sizes = self.axes.sizes(removed)
-        counts = {"params": self.axes.num_params, "macs": self.axes.num_macs, "bytes": self.axes.num_bytes}
-        return {unit: partial(count, sizes) for unit, count in counts.items()}
+        return {
+            "params": lambda: self.axes.num_params(sizes),
+            "macs": lambda: self.axes.num_macs(sizes),
+            "bytes": lambda: self.axes.num_bytes(sizes),
+        }
 
     def _sparse(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
         """The same of what is not zero after single weights are gone."""

@@ -95,7 +95,7 @@ def _by_sorting(
     mask, order = joined(gone), torch.argsort(flat, stable=True)
     free = order[~(mask | joined(keep))[order]] if gone or keep else order
     mask[free[:rank]] = True
-    parts = mask.split([score.numel() for score in scores.values()])
+    parts = torch.split_with_sizes(mask, [score.numel() for score in scores.values()])
     return {n: part.view(s.shape).to(s.device, copy=True) for (n, s), part in zip(scores.items(), parts, strict=True)}
 
 

@@ -37,7 +37,7 @@ def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) 
         modules = [m for m in parts if _is_plain(type(m)) and id(m) not in memo]
         memo.update((id(module), type(module).__new__(type(module))) for module in modules)
         for module in reversed(modules):  # what a module holds is complete before the module is
-            state = module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__
+            state = module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__  # type: ignore[no-untyped-call]
             memo[id(module)].__setstate__({name: _copied(value, memo) for name, value in state.items()})
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -63,7 +63,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     known = memo.get(id(value))
     if known is not None:
         return known
-    if kind is dict or (not value and kind in _CONTAINERS):
+    if kind is dict or (kind in _CONTAINERS and not value):
         made: Any = kind()
         memo[id(value)] = made
         if value:

@@ -50,10 +50,10 @@ class Magnitude:
     def _power(self, weight: Tensor) -> Tensor:
         """The p-th power of the norm of each row, in blocks that follow the memory."""
         if weight.stride(0) >= weight.stride(1):
-            parts = weight.split(max(1, _STEP // max(1, weight.shape[1])))
+            parts = torch.split(weight, max(1, _STEP // max(1, weight.shape[1])))
             return torch.cat([torch.linalg.vector_norm(part.double(), self.p, dim=1) ** self.p for part in parts])
         total = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
-        for part in weight.split(max(1, _STEP // max(1, len(weight))), dim=1):
+        for part in torch.split(weight, max(1, _STEP // max(1, len(weight))), dim=1):
             power = part.double()
             total += (power.square_() if self.p == 2 else power.abs_()).sum(1)
         return total

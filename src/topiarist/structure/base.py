@@ -47,7 +47,7 @@ def _by_unit(tensor: Tensor, member: Member, num: int) -> Tensor:
         part = tensor.narrow(member.dim, first, len(positions))
     else:
         part = tensor.index_select(member.dim, positions.to(tensor.device))
-    return part.unflatten(member.dim, (num, -1)).movedim(member.dim, 0).reshape(num, -1)
+    return torch.unflatten(part, member.dim, (num, -1)).movedim(member.dim, 0).reshape(num, -1)
 
 
 def own_weight(units: Units, tensors: Mapping[str, Tensor]) -> Tensor:
