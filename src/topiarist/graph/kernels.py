@@ -47,6 +47,8 @@ class Kernels:
         if found is not None:
             return _again(found, args)
         out = func(*args, **kwargs)
+        if make_key(args, kwargs) != key:  # it has changed the shape of what it was given
+            return out
         self.num_run += 1
         shape = _first(args).shape if key[0] is _ANY_SHAPE else None
         self._known[func, key] = (
@@ -63,16 +65,17 @@ _ANY_SHAPE = "any shape"
 def _key_of(func: Any) -> Callable[[Sequence[Any], Any], Key | None]:
     """What tells two calls of ``func`` apart.
 
-    Left alone are views, which share their storage, and what writes into tensors, except pointwise operators that
-    return the first operand.
+    Left alone are views, which share their storage, and what writes into tensors, except operators that return the
+    first operand with new values.
     """
     schema, tags = func._schema, func.tags
     if func in _BATCH_NORMS:
         return _batch_norm
-    pointwise = torch.Tag.pointwise in tags
-    if not schema.is_mutable and all(r.alias_info is None for r in schema.returns):
-        return _pointwise if pointwise else _exact
-    return _pointwise if pointwise and torch.Tag.inplace in tags else _nothing
+    if torch.Tag.inplace in tags and torch.Tag.inplace_view not in tags and len(schema.returns) == 1:
+        return _pointwise if torch.Tag.pointwise in tags else _in_place
+    if schema.is_mutable or any(r.alias_info is not None for r in schema.returns):
+        return _nothing
+    return _pointwise if torch.Tag.pointwise in tags else _exact
 
 
 def _nothing(args: Sequence[Any], kwargs: Any) -> None:
@@ -120,6 +123,12 @@ def _pointwise(args: Sequence[Any], kwargs: Any) -> Key | None:
         if shape:
             return (*key, len(shape))
     return _exact(args, kwargs)
+
+
+def _in_place(args: Sequence[Any], kwargs: Any) -> Key | None:
+    """What writes into its only operand returns that, whatever its shape."""
+    alone = not kwargs and not any(isinstance(value, (Tensor, list, tuple)) for value in args[1:])
+    return _pointwise(args, kwargs) if alone else _exact(args, kwargs)
 
 
 def _batch_norm(args: Sequence[Any], kwargs: Any) -> Key | None:
