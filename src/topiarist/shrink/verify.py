@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_map
 from topiarist.errors import InputError
 from topiarist.graph import trace
 from topiarist.inputs import call, fresh
-from topiarist.mask.attach import masked
 from topiarist.outputs import tensors_in
 from topiarist.plan import Plan
 from topiarist.shrink.apply import shrink
@@ -103,14 +102,22 @@ def exact_part(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
 
 def _gap_of(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, outside_domain: float = float("inf")) -> float:
     """max |masked − small| / max |masked|; ``outside_domain`` where the masked model returns what is not a number."""
-    with masked(in_float64(model), plan) as reference:
-        expected = _outputs(reference, inputs)
+    expected = _outputs(_zeroed(in_float64(model), plan), inputs)
     if any(bool(t.isnan().any()) for t in expected):
         return outside_domain
     finite = [t[t.isfinite()].abs() for t in expected]
     scale = max((float(t.max()) for t in finite if t.numel()), default=0.0) or 1.0
     found = _outputs(in_float64(small), inputs)
     return max((_gap(a, b) for a, b in zip(expected, found, strict=True) if a.numel()), default=0.0) / scale
+
+
+def _zeroed(model: nn.Module, plan: Plan) -> nn.Module:
+    """The same model with what ``plan`` removes set to zero, for good: a mask would keep what was there."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, removed in plan.masks(model).items():
+            parameters[name].masked_fill_(removed.to(parameters[name].device), 0)
+    return model
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
