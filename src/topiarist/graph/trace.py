@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import random
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,6 +29,7 @@ from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph
+from topiarist.graph.blueprint import read
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.leaks import evict
 from topiarist.graph.rules import RULES
@@ -44,6 +44,7 @@ from topiarist.graph.sizes import (
     sizes_in,
     source_line,
 )
+from topiarist.graph.states import model_tensors, random_states_kept
 from topiarist.inputs import as_arguments, call, fresh
 from topiarist.outputs import tensors_in
 
@@ -365,14 +366,17 @@ def _body(function: Any) -> Callable[..., Any] | None:
     return body
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Axes:
+def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> Axes:
     """Infer the axes of ``model``: which tensor dimensions live and die together, and which may not shrink, and why.
 
     ``example_inputs`` is a tensor, a tuple of positional arguments or a dict of keyword arguments; sizes of its
     dimensions stay as they are. The model is left as it was.
 
+    ``uniform="config"`` names the attribute with the config that the model is built from: sizes stay such that a config
+    describes them, see `topiarist.graph.blueprint`.
+
     Raises:
-        InputError: the model cannot be copied, or is not complete.
+        InputError: the model cannot be copied, is not complete, or not what its class makes of the config.
         TraceError: the model does not run on ``example_inputs`` in evaluation mode.
 
     Example:
@@ -387,6 +391,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
     lazy = [name for name, p in model.named_parameters() if torch.nn.parameter.is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
+    blueprint = None if uniform is None else read(model, uniform)
     state = Trace()
     tensors = _register(state, model)
     integers = attributes.integer_attributes(model)
@@ -407,7 +412,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
     for name in sorted(state.used - used) if "training" in errors else ():  # who else reads them is not known
         for axis in tensors[name].axes:
             state.graph.pin(axis, f"{name} is used in training mode, which does not run on the example inputs")
-    return Axes(model, state, tensors, integers, errors.get("training"))
+    return Axes(model, state, tensors, integers, errors.get("training"), blueprint)
 
 
 def _without_frames(error: Exception) -> Exception:
@@ -436,16 +441,6 @@ def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) 
         raise InputError(
             f"the model cannot be copied ({error}); topiarist works on a copy, so copy.deepcopy(model) must work"
         ) from error
-
-
-def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
-    """Every tensor a model holds: (dotted name, tensor, "parameter", "buffer" or "attribute"); tied ones twice."""
-    yield from ((name, p, "parameter") for name, p in model.named_parameters(remove_duplicate=False))
-    yield from ((name, b, "buffer") for name, b in model.named_buffers(remove_duplicate=False))
-    for module_name, module in model.named_modules():
-        for name, value in module.__dict__.items():
-            if isinstance(value, Tensor):
-                yield (f"{module_name}.{name}" if module_name else name), value, "attribute"
 
 
 def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
@@ -558,19 +553,6 @@ def _storage(tensor: Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return 0
-
-
-@contextmanager
-def random_states_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the random states of Python, NumPy and torch (CPU, and CUDA where the model lies there)."""
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import InputError, ShrinkError
 from topiarist.graph import attributes
-from topiarist.graph.trace import random_states_kept
+from topiarist.graph.states import random_states_kept
 from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
 from topiarist.plan import Plan, Slice
@@ -46,8 +46,7 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
         )
     small = copy.deepcopy(model)
     _cut_tensors(small, plan)
-    for path, value in plan.attributes.items():
-        attributes.set(small, path, value)
+    attributes.update(small, plan.attributes)
     synchronise(small)
     if example_inputs is not None:
         check_runs(small, example_inputs, model)
