@@ -38,7 +38,7 @@ class AxisInfo:
     """One axis: its name (``"fc1.weight:0"``: tensor and dimension where it first lives), its size, the tensors it
     ties, the layer that carries it, and why it may not shrink (``pins``) or not exactly (``inexact``). ``step`` names
     the axes that shrink only together with it and how many indices of each go at a time; it is empty for an axis that
-    shrinks alone."""
+    shrinks alone. ``minimum`` of such steps, or of single indices, must stay."""
 
     name: str
     leaf: Axis
@@ -50,6 +50,7 @@ class AxisInfo:
     inexact: tuple[str, ...]
     is_head: bool
     step: tuple[tuple[str, int], ...] = ()
+    minimum: int = 1
 
 
 class Axes:
@@ -163,8 +164,10 @@ class Axes:
 
     def undescribed(self, removed: Mapping[str, Tensor]) -> str | None:
         """Why the model's config cannot describe what a cut leaves; None where it can, or where nothing asks it to."""
+        if self.blueprint is None:
+            return None
         sizes = self.sizes(removed)
-        return None if self.blueprint is None else self._misses(self.blueprint, sizes, self._attributes(sizes)[0])
+        return self._misses(self.blueprint, sizes, self._attributes(sizes)[0])
 
     def _misses(self, blueprint: Blueprint, sizes: Mapping[Axis, int], attributes: Mapping[str, int]) -> str | None:
         shapes = {n: tuple(self.graph.measure(axis, sizes) for axis in i.axes) for n, i in self.tensors.items()}
@@ -234,6 +237,7 @@ class Axes:
 
     def _collect(self, steps: Sequence[Step]) -> Iterable[AxisInfo]:
         step_of = {leaf: step for step in steps for leaf in step}
+        minimum = {leaf: min(a.size // n for a, n in m.step.items()) - m.most for m in self.moves for leaf in m.step}
         members: dict[Axis, list[Member]] = defaultdict(list)
         names: dict[Axis, str] = {}
         ranked = sorted(self.tensors.items(), key=lambda item: item[1].kind != "parameter")
@@ -256,6 +260,7 @@ class Axes:
                 name, leaf, leaf.size, tuple(members[leaf]), layer, self.modules.get(layer, ""),
                 tuple(leaf.pins), tuple(leaf.inexact), "head" in leaf.roles,
                 tuple((names[other], num) for other, num in step_of.get(leaf, {}).items() if other in names),
+                minimum.get(leaf, 1),
             )  # fmt: skip
 
     def weights(self) -> list[str]:

@@ -100,6 +100,9 @@ class Size(int):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
+    def __bool__(self) -> bool:
+        return self != 0
+
     __hash__ = int.__hash__
 
     def __deepcopy__(self, memo: Any) -> Size:

@@ -24,15 +24,11 @@ _MOST_FRACTIONS = 12  # tried of one set of fields
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """A step and the fields that take it: how much each is lowered."""
+    """A step and the fields that take it: how much each is lowered, and how often at most."""
 
     step: Step
     less: Mapping[str, int]
-
-    @property
-    def most(self) -> int:
-        """How often it can be taken."""
-        return min((leaf.size - 1) // num for leaf, num in self.step.items())
+    most: int
 
     def sizes(self, times: int) -> dict[Axis, int]:
         """The sizes of the leaves after so many steps."""
@@ -108,19 +104,19 @@ class _Search:
         Raises:
             _Conflict: there is none; with the reason.
         """
-        first: _Conflict | None = None
+        last: _Conflict | None = None
         for part in _divisors(math.gcd(*(self.fields[path] for path in paths)))[:_MOST_FRACTIONS]:
             less = {path: self.fields[path] // part for path in paths}
             try:
                 move = self.attempt(less)
             except _Conflict as conflict:
-                first = first or conflict
+                last = conflict
                 continue
             if move is not None:
                 self.check_builds(move)
             return move
-        if first is not None:
-            raise first
+        if last is not None:
+            raise last
         return None
 
     def check_builds(self, move: Move) -> None:
@@ -136,7 +132,8 @@ class _Search:
         step = {leaf: leaf.size - size for leaf, size in sizes.items() if size < leaf.size}
         if not step:
             return None
-        move = Move(step, less)
+        whole = [(leaf.size, num) for leaf, num in step.items()] + [(self.fields[path], less[path]) for path in less]
+        move = Move(step, less, min((size - 1) // num for size, num in whole))
         if not move.most:
             raise _Conflict(f"with less {' and '.join(less)} nothing is left")
         for times in {1, min(2, move.most), move.most}:
@@ -164,12 +161,16 @@ class _Search:
         known = {**self.sizing.integers, **self.fields, **changed}
         sizes: dict[Axis, int] = {}
         queue = [c for path in changed for c in self.by_path[path]]
+        asked: set[Axis] = set()
         while queue:
             c = queue.pop()
             unknown = [leaf for leaf in self.free[id(c)] if leaf not in sizes]
-            if len(unknown) > 1 or not all(path in self.fields for path in paths_in(c.expression)):
-                continue  # it is looked at again when a leaf is known, or at the end
-            if not unknown:
+            if not all(path in self.fields for path in paths_in(c.expression)):
+                continue
+            if len(unknown) > 1:  # it is looked at again when others have said what one of them is
+                queue.extend(other for leaf in unknown if leaf not in asked for other in self.by_leaf[leaf])
+                asked.update(unknown)
+            elif not unknown:
                 self.check_one(c, sizes, known, changed)
             elif not self.is_on_both_sides(unknown[0], c):
                 size = self.sizing.size_that_meets(c, unknown[0], sizes, known)

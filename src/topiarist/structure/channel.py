@@ -62,7 +62,7 @@ def units_of(axes: Axes, keep: Sequence[str], *, heads: bool) -> list[Units]:
 
 def axis_units(axis: AxisInfo) -> Units:
     """The indices of one axis."""
-    return Units(axis.name, axis.size, axis.members, axis.layer, axis.kind, minimum=1)
+    return Units(axis.name, axis.size, axis.members, axis.layer, axis.kind, minimum=axis.minimum)
 
 
 def _rounded(units: Units, to: int, axes: Axes) -> Units:
@@ -73,9 +73,15 @@ def _rounded(units: Units, to: int, axes: Axes) -> Units:
     step = units.step or ((units.name, 1),)
     if to == 1 or len({(axes[name].size, size) for name, size in step}) > 1 or step[0][1] > 1:
         return units
-    return replace(units, num=-(-units.num // to), members=(), step=tuple((name, to) for name, _ in step))
+    return replace(
+        units,
+        num=-(-units.num // to),
+        minimum=-(-units.minimum // to),
+        members=(),
+        step=tuple((name, to) for name, _ in step),
+    )
 
 
 def _stepped(axis: AxisInfo, together: Sequence[AxisInfo]) -> Units:
     num = min(a.size // size for a, (_, size) in zip(together, axis.step, strict=True))
-    return Units(axis.name, num, (), axis.layer, axis.kind, minimum=1, step=axis.step)
+    return Units(axis.name, num, (), axis.layer, axis.kind, minimum=axis.minimum, step=axis.step)
