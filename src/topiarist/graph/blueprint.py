@@ -13,6 +13,7 @@ import contextlib
 import copy
 import dataclasses
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -42,6 +43,10 @@ from topiarist.graph.sizes import (
 from topiarist.graph.states import model_tensors, random_states_kept
 
 _FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
+_FILLING = frozenset({  # what does nothing to a tensor without values
+    "normal_", "uniform_", "trunc_normal_", "constant_", "ones_", "zeros_", "fill_", "zero_", "orthogonal_",
+    "kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_",
+})  # fmt: skip
 _LARGE = 1 << 16  # a new tensor of more entries holds no values: nothing is computed from weights
 End = Any  # the path of an integer attribute, or an `_End`
 
@@ -57,13 +62,15 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func not in _FACTORIES:
-            return func(*args, **kwargs)
-        if kwargs.get("device") is None and func(*args, **{**kwargs, "device": "meta"}).numel() > self.largest:
+            filled = kwargs.get("tensor", args[0] if args else None)
+            is_done = getattr(func, "__name__", "") in _FILLING and isinstance(filled, Tensor) and filled.is_meta
+            return filled if is_done else func(*args, **kwargs)
+        sizes = kwargs["size"] if "size" in kwargs else args[0] if args and isinstance(args[0], (tuple, list)) else args
+        sizes = [size if isinstance(size, int) else operator.index(size) for size in sizes]
+        if kwargs.get("device") is None and math.prod(map(plain, sizes)) > self.largest:
             kwargs["device"] = "meta"
         out: Tensor = func(*args, **kwargs)
-        sizes = kwargs["size"] if "size" in kwargs else args[0] if isinstance(args[0], (tuple, list)) else args
-        said = tuple(expression_of(size) for size in sizes[: out.dim()])
-        self.made[out.untyped_storage()._cdata] = (out, said)
+        self.made[out.untyped_storage()._cdata] = (out, tuple(map(expression_of, sizes)))
         return out
 
     def shape_of(self, tensor: Tensor) -> tuple[Expression, ...] | None:
