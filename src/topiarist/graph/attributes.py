@@ -16,10 +16,11 @@ import argparse
 import copy
 import dataclasses
 import enum
+import functools
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +31,7 @@ from topiarist.errors import InputError, nearest
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _PLAIN = (bool, int, float, complex, str, type(None))
+_HOLDS_NONE = (bool, float, str, type(None))
 _DEEPEST = 4
 _LONGEST = 1024  # a longer container holds data, not sizes
 _NAME = r"[^\W\d]\w*"
@@ -51,7 +53,11 @@ def integer_attributes(model: nn.Module) -> dict[str, int]:
         >>> integer_attributes(nn.Sequential(nn.LayerNorm(8)))
         {'0.normalized_shape[0]': 8}
     """
-    return {path: value for path, value in plain_attributes(model).items() if _is_integer(value)}
+    found: dict[str, int] = {}
+    for prefix, module in _prefixed(model):
+        for name, value in _holding(module):
+            found.update((prefix + name + steps, plain) for steps, plain in _walk(value, ()) if _is_integer(plain))
+    return found
 
 
 def plain_attributes(model: nn.Module) -> dict[str, Any]:
@@ -62,8 +68,7 @@ def plain_attributes(model: nn.Module) -> dict[str, Any]:
         {'0.normalized_shape[0]': 8, '0.eps': 1e-05, '0.elementwise_affine': True}
     """
     found: dict[str, Any] = {}
-    for module_name, module in model.named_modules():
-        prefix = module_name + "." if module_name else ""
+    for prefix, module in _prefixed(model):
         for name, value in module.__dict__.items():
             if name not in _INTERNAL and _is_name(name):
                 found.update((prefix + name + steps, plain) for steps, plain in _walk(value, ()))
@@ -80,14 +85,7 @@ def get(model: nn.Module, path: str) -> int:
         >>> get(nn.Sequential(nn.LayerNorm(8)), "0.normalized_shape[0]")
         8
     """
-    module, name, steps = _parse(model, path)
-    value = _child(module.__dict__, name, model, path)
-    for step in steps:
-        value = _child(dict(_children(value)), step, model, path)
-    if not _is_integer(value):
-        raise InputError(f"{path!r} holds {type(value).__name__}, not an integer; {_near(model, path)}")
-    number: int = value
-    return number
+    return _held(model, path, *_parse(model, path))
 
 
 def holder(model: nn.Module, path: str) -> tuple[nn.Module, str]:
@@ -137,34 +135,53 @@ def update(model: nn.Module, values: Mapping[str, int]) -> None:
     """
     wanted: dict[tuple[int, str], tuple[nn.Module, str, _Changes]] = {}
     for path, value in values.items():
-        if not _is_integer(value):
-            raise InputError(f"{path!r} takes an integer, got {value!r}")
-        get(model, path)
-        module, name, steps = _parse(model, path)
-        wanted.setdefault((id(module), name), (module, name, {}))[2][tuple(steps)] = value
+        module, name, steps = _settable(model, path, value)
+        wanted.setdefault((id(module), name), (module, name, {}))[2][steps] = value
     memo: dict[Any, Any] = {}
     for module, name, changes in wanted.values():
         module.__dict__[name] = _changed(module.__dict__[name], changes, memo)
 
 
 @contextmanager
-def replaced(model: nn.Module, values: Mapping[str, int]) -> Iterator[None]:
-    """Inside the ``with``, other integers are at the given paths; afterwards the very objects of before are back.
+def replaced(model: nn.Module, make: Callable[[str, int], int]) -> Iterator[None]:
+    """Inside the ``with``, every integer is what ``make`` returns for its path and value.
 
-    Raises:
-        InputError: there is no integer at one of the paths; nothing is replaced then.
+    Afterwards the very objects of before are back.
+
+    Example:
+        >>> norm = nn.LayerNorm((4, 8))
+        >>> with replaced(norm, lambda path, value: value + 1):
+        ...     norm.normalized_shape
+        (5, 9)
     """
-    before = [(module, name, module.__dict__[name]) for module, name, _ in (_parse(model, path) for path in values)]
+    before: list[tuple[dict[str, Any], str, Any]] = []
     try:
-        update(model, values)
+        for prefix, module in _prefixed(model):
+            for name, value in list(_holding(module)):
+                found = [(steps, number) for steps, number in _walk(value, ()) if _is_integer(number)]
+                changes = {_steps(steps): make(prefix + name + steps, number) for steps, number in found}
+                if changes:
+                    before.append((module.__dict__, name, value))
+                    module.__dict__[name] = _changed(value, changes, {})
         yield
     finally:
-        for module, name, value in before:
-            module.__dict__[name] = value
+        for held, name, value in before:
+            held[name] = value
 
 
 Step = tuple[str, str | int]  # ("field", name), ("index", position) or ("key", key)
 _Changes = dict[tuple[Step, ...], int]  # steps from one object → the integer at their end
+
+
+def _prefixed(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(f"{name}." if name else "", module) for name, module in model.named_modules()]
+
+
+def _holding(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attributes of a module that may hold integers."""
+    for name, value in module.__dict__.items():
+        if type(value) not in _HOLDS_NONE and name not in _INTERNAL and _is_name(name):
+            yield name, value
 
 
 def _walk(value: Any, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
@@ -249,6 +266,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, (bool, enum.Enum))
 
 
+@functools.cache
 def _is_name(name: Any) -> bool:
     return isinstance(name, str) and re.fullmatch(_NAME, name) is not None and not name.startswith("__")
 
@@ -258,20 +276,44 @@ def _written(step: Step) -> str:
     return {"field": f"->{key}", "index": f"[{key}]", "key": f'["{key}"]'}[kind]
 
 
-def _parse(model: nn.Module, path: str) -> tuple[nn.Module, str, list[Step]]:
+def _parse(model: nn.Module, path: str) -> tuple[nn.Module, str, tuple[Step, ...]]:
     match = _PATH.fullmatch(path)
     if match is None or not _is_name(match["name"]) or match["name"] in _INTERNAL:
         raise InputError(f"{path!r} is not the path of an integer attribute; {_near(model, path)}")
-    steps: list[Step] = []
-    for step in _STEP.finditer(match["steps"]):
-        kind, text = str(step.lastgroup), step[str(step.lastgroup)]
-        steps.append((kind, int(text) if kind == "index" else text))
     module: nn.Module | None = model
     for part in match["module"].split(".") if match["module"] else ():
         module = None if module is None else module._modules.get(part)
     if module is None:
         raise InputError(f"{path!r}: the model has no module {match['module']!r}; {_near(model, path)}")
-    return module, match["name"], steps
+    return module, match["name"], _steps(match["steps"])
+
+
+@functools.cache
+def _steps(text: str) -> tuple[Step, ...]:
+    found: list[Step] = []
+    for step in _STEP.finditer(text):
+        kind, key = str(step.lastgroup), step[str(step.lastgroup)]
+        found.append((kind, int(key) if kind == "index" else key))
+    return tuple(found)
+
+
+def _held(model: nn.Module, path: str, module: nn.Module, name: str, steps: tuple[Step, ...]) -> int:
+    value = _child(module.__dict__, name, model, path)
+    for step in steps:
+        value = _child(dict(_children(value)), step, model, path)
+    if not _is_integer(value):
+        raise InputError(f"{path!r} holds {type(value).__name__}, not an integer; {_near(model, path)}")
+    number: int = value
+    return number
+
+
+def _settable(model: nn.Module, path: str, value: Any) -> tuple[nn.Module, str, tuple[Step, ...]]:
+    """The place at ``path``, where an integer is and is to go."""
+    if not _is_integer(value):
+        raise InputError(f"{path!r} takes an integer, got {value!r}")
+    place = _parse(model, path)
+    _held(model, path, *place)
+    return place
 
 
 def _child(holder: Mapping[Any, Any], key: Any, model: nn.Module, path: str) -> Any:

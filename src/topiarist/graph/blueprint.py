@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from topiarist.errors import InputError, nearest
 from topiarist.graph import attributes
 from topiarist.graph.axis import Axis
+from topiarist.graph.copies import model_tensors
 from topiarist.graph.sizes import (
     Attribute,
     Constraint,
@@ -40,7 +41,7 @@ from topiarist.graph.sizes import (
     source_line,
     substituted,
 )
-from topiarist.graph.states import model_tensors, random_states_kept
+from topiarist.graph.states import random_states_kept
 
 _FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
 _FILLING = frozenset({  # what does nothing to a tensor without values

@@ -8,6 +8,7 @@ An integer without an origin is a literal in somebody's code and pins the axis i
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 import sys
@@ -253,12 +254,17 @@ def _invert(symbol: str, target: int, known: int, unknown_left: bool) -> int | N
     return None
 
 
+@functools.cache
+def _is_skipped(file: str) -> bool:
+    return file.startswith(_SKIPPED)
+
+
 def source_line() -> str:
     """The innermost line of the model's own code on the stack, as ``folder/file.py:line``."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(_SKIPPED):
+        if not _is_skipped(name):
             return "/".join(name.split(os.sep)[-2:]) + f":{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "an unknown line"

@@ -54,10 +54,10 @@ class Sizing:
     def _measure(self, sizes: Mapping[Axis, int]) -> Callable[[Axis], int]:
         return lambda axis: self.graph.measure(axis, sizes)
 
-    def leaves(self, c: Constraint) -> set[Axis]:
-        """The leaves that a constraint speaks of."""
+    def leaves(self, c: Constraint) -> dict[Axis, None]:
+        """The leaves that a constraint speaks of, in order."""
         axes = [c.axis, *(atom for atom in atoms_in(c.expression) if isinstance(atom, Axis))]
-        return {leaf for axis in axes for leaf in self.graph.leaves(axis)}
+        return {leaf: None for axis in axes for leaf in self.graph.leaves(axis)}
 
     # ------------------------------------------------------------------ attributes that follow
 
@@ -76,7 +76,7 @@ class Sizing:
         them, in order."""
         first = {id(c): c for leaf in leaves for c in self._by_leaf.get(leaf, ())}
         first.update((id(c), c) for path in changed for c in self._by_path.get(path, ()))
-        paths = {path for c in first.values() for path in paths_in(c.expression)}
+        paths = {path: None for c in first.values() for path in paths_in(c.expression)}
         return list({**first, **{id(c): c for path in paths for c in self._by_path[path]}}.values())
 
     def _resolve(

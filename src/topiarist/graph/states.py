@@ -1,4 +1,4 @@
-"""What a model holds, and what running it must leave as it was."""
+"""What running a model must leave as it was."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-
-def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
-    """Every tensor a model holds: (dotted name, tensor, "parameter", "buffer" or "attribute"); tied ones twice."""
-    yield from ((name, p, "parameter") for name, p in model.named_parameters(remove_duplicate=False))
-    yield from ((name, b, "buffer") for name, b in model.named_buffers(remove_duplicate=False))
-    for module_name, module in model.named_modules():
-        for name, value in module.__dict__.items():
-            if isinstance(value, Tensor):
-                yield (f"{module_name}.{name}" if module_name else name), value, "attribute"
+from torch import nn
 
 
 @contextmanager

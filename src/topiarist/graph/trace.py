@@ -7,11 +7,10 @@ is not touched: a structural copy that shares its parameters runs instead.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,9 @@ from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph
 from topiarist.graph.blueprint import read
+from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
+from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.rules import RULES
 from topiarist.graph.sizes import (
@@ -44,7 +45,7 @@ from topiarist.graph.sizes import (
     sizes_in,
     source_line,
 )
-from topiarist.graph.states import model_tensors, random_states_kept
+from topiarist.graph.states import random_states_kept
 from topiarist.inputs import as_arguments, call, fresh
 from topiarist.outputs import tensors_in
 
@@ -67,6 +68,16 @@ class Cost:
     tensor: str | None
 
 
+class _Place:
+    """An operator and the source line that calls it, looked up when it is told."""
+
+    def __init__(self, operator: str) -> None:
+        self.operator = operator
+
+    def __str__(self) -> str:
+        return f"{self.operator} at {source_line()}"
+
+
 class Trace:
     """What the rules speak to while a model runs."""
 
@@ -79,7 +90,9 @@ class Trace:
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
         self.used: set[str] = set()
         self.parameters: set[str] = set()
+        self.own: dict[int, Tensor] = {}  # the model's tensors, by id
         self.counting = True
+        self.kernels = Kernels()
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
         self._is_closed = False
@@ -127,7 +140,8 @@ class Trace:
 
     def pin(self, axis: Axis, reason: str) -> None:
         """Pin ``axis`` with a reason and the source line that causes it."""
-        self.graph.pin(axis, f"{reason}, at {source_line()}")
+        if axis is not self.graph.one:
+            self.graph.pin(axis, f"{reason}, at {source_line()}")
 
     def inexact(self, axis: Axis, operator: str) -> None:
         """Note that ``operator`` runs over ``axis``, so that removing an index cannot equal zeroing it."""
@@ -135,7 +149,9 @@ class Trace:
 
     def unify(self, a: Axis, b: Axis, operator: str) -> Axis:
         """Tie two axes of equal size; axes of size 1 broadcast and tie nothing."""
-        return self.graph.unify(a, b, f"{operator} at {source_line()}")
+        if self.graph.find(a) is self.graph.find(b):
+            return self.graph.find(a)
+        return self.graph.unify(a, b, _Place(operator))
 
     def contract(self, a: tuple[Tensor, int], b: tuple[Tensor, int], operator: str) -> Axis:
         """Tie the contracted pair; exact where either side is zero at a zeroed index."""
@@ -170,9 +186,9 @@ class Trace:
         sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self[tensor].axes]
         return torch.Size(sizes)
 
-    def forget(self, model: nn.Module) -> None:
+    def forget(self) -> None:
         """Forget every tensor that is not the model's own, also where somebody has kept one without values."""
-        own = {id(tensor) for _, tensor, _ in model_tensors(model)}
+        own = self.own
         passed = [entry[0] for key, entry in self._known.items() if key not in own]
         without_values = [ref(tensor) for tensor in passed if tensor.is_meta or isinstance(tensor, FakeTensor)]
         del passed
@@ -202,10 +218,10 @@ class Trace:
 
     def operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Let the rule of ``func`` speak, or pin everything where there is none."""
-        outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        outputs = [out] if isinstance(out, Tensor) else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if not outputs:
             return
-        operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        operands = (args, kwargs)
         kwargs = {k: v for k, v in kwargs.items() if k != "out"}  # the tensor to write into is the output
         name = str(func.overloadpacket)
         found = RULES.get(func) or RULES.get(func.overloadpacket)
@@ -219,7 +235,7 @@ class Trace:
                 found = None
         if found is None:
             self.unknown.setdefault(name, source_line())
-            self.pin_all(operands, reason)
+            self.pin_all((t for t in tree_leaves(operands) if isinstance(t, Tensor)), reason)
             for tensor in outputs:
                 self.put(tensor, self.pinned(tensor.shape, reason))
         if func._schema.is_mutable:
@@ -291,7 +307,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = self.trace.kernels(func, args, kwargs)
         self.trace.operator(func, args, kwargs, out)
         return out
 
@@ -303,6 +319,7 @@ class _Functions(TorchFunctionMode):
         super().__init__()
         self.trace = trace
         self.inside: list[Any] = []  # functions whose bodies are running
+        self.bodies: dict[Any, Callable[..., Any] | None] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -310,7 +327,7 @@ class _Functions(TorchFunctionMode):
         if reader is not None:
             return reader(self.trace, *args, **kwargs)
         handler = SIZE_ARGUMENTS.get(func)
-        body = _body(func) if handler is None and func not in self.inside else None
+        body = self._body(func) if handler is None and func not in self.inside else None
         if body is not None:
             self.inside.append(func)
             try:
@@ -322,6 +339,11 @@ class _Functions(TorchFunctionMode):
         out = func(*args, **kwargs)
         self.trace.function(func, handler, args, kwargs, out)
         return out
+
+    def _body(self, func: Any) -> Callable[..., Any] | None:
+        if func not in self.bodies:
+            self.bodies[func] = _body(func)
+        return self.bodies[func]
 
 
 def _size(trace: Trace, input: Tensor, dim: int | None = None) -> Any:
@@ -424,25 +446,6 @@ def _without_frames(error: Exception) -> Exception:
     return error
 
 
-def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) -> nn.Module:
-    """A copy of ``model`` whose modules are its own and whose tensors are the model's, or ``tensors`` by their ids.
-
-    Raises:
-        InputError: the model cannot be copied.
-    """
-    memo: dict[int, Any] = dict(tensors or {})
-    for module in model.modules():
-        for value in (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values()):
-            if isinstance(value, Tensor):
-                memo.setdefault(id(value), value)
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise InputError(
-            f"the model cannot be copied ({error}); topiarist works on a copy, so copy.deepcopy(model) must work"
-        ) from error
-
-
 def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     first: dict[int, str] = {}
@@ -452,6 +455,7 @@ def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
             tensors[name] = TensorInfo(known.axes, kind, tensor.element_size(), tied_to=first[id(tensor)])
             continue
         first[id(tensor)] = name
+        state.own[id(tensor)] = tensor
         axes = tuple(state.graph.leaf(size) for size in tensor.shape)
         state.put(tensor, axes, [kind == "parameter"] * len(axes), source=name)  # masks zero parameters only
         if kind == "parameter":
@@ -467,7 +471,7 @@ def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) ->
         return
     with _tensors_restored(model):
         _forward(state, structural_copy(model), training, fresh(example_inputs))
-    state.forget(model)
+    state.forget()
 
 
 def _succeeds(attempt: Callable[..., None], state: Trace, model: nn.Module, *args: Any) -> bool:
@@ -479,21 +483,20 @@ def _succeeds(attempt: Callable[..., None], state: Trace, model: nn.Module, *arg
     except Exception:  # whatever a model may raise
         del state.costs[costs:]
         succeeds = False
-    state.forget(model)
+    state.forget()
     return succeeds
 
 
 def _on_meta(state: Trace, model: nn.Module, training: bool, example_inputs: Any) -> None:
     """Nothing but shapes: the copy's tensors are twins of the model's on the meta device."""
-    originals = {id(t): t for _, t, _ in model_tensors(model)}
-    devices = {t.device for t in originals.values()}
+    devices = {t.device for t in state.own.values()}
     if devices and not {t.device for t in tensors_in(example_inputs)} <= devices:
         raise ValueError("inputs on a device that holds nothing of the model: without devices it would not show")
     with torch.inference_mode(False):
-        twins = {key: _twin(tensor) for key, tensor in originals.items()}
+        twins = {key: _twin(tensor) for key, tensor in state.own.items()}
         inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
     for key, twin in twins.items():
-        state.alias(twin, originals[key])
+        state.alias(twin, state.own[key])
     _forward(state, structural_copy(model, twins), training, inputs)
 
 
@@ -517,16 +520,13 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
         state.put(tensor, axes)
     state.settle()
     clone.train(training)
-    integers = attributes.integer_attributes(clone)
-    tracked = {path: Size(value, Attribute(path), state) for path, value in integers.items()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
         for name, module in clone.named_modules():
-            handle = module.register_forward_hook(_recorder(state, name))
-            stack.callback(handle.remove)
-        stack.enter_context(attributes.replaced(clone, tracked))
+            module.register_forward_hook(_recorder(state, name))
+        stack.enter_context(attributes.replaced(clone, lambda path, value: Size(value, Attribute(path), state)))
         stack.enter_context(torch.inference_mode(False))  # it would hide operators inside of others
         stack.enter_context(torch.no_grad())
         stack.enter_context(_Operators(state))
