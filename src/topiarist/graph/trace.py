@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +28,7 @@ from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph
+from topiarist.graph.blueprint import read
 from topiarist.graph.copies import UncopiedError, model_tensors, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
@@ -45,6 +45,7 @@ from topiarist.graph.sizes import (
     sizes_in,
     source_line,
 )
+from topiarist.graph.states import random_states_kept
 from topiarist.inputs import as_arguments, call, fresh
 from topiarist.outputs import tensors_in
 
@@ -387,14 +388,17 @@ def _body(function: Any) -> Callable[..., Any] | None:
     return body
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Axes:
+def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> Axes:
     """Infer the axes of ``model``: which tensor dimensions live and die together, and which may not shrink, and why.
 
     ``example_inputs`` is a tensor, a tuple of positional arguments or a dict of keyword arguments; sizes of its
     dimensions stay as they are. The model is left as it was.
 
+    ``uniform="config"`` names the attribute with the config that the model is built from: sizes stay such that a config
+    describes them, see `topiarist.graph.blueprint`.
+
     Raises:
-        InputError: the model cannot be copied, or is not complete.
+        InputError: the model cannot be copied, is not complete, or not what its class makes of the config.
         TraceError: the model does not run on ``example_inputs`` in evaluation mode.
 
     Example:
@@ -408,6 +412,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
     lazy = [name for name, p in model.named_parameters() if torch.nn.parameter.is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
+    blueprint = None if uniform is None else read(model, uniform)
     state = Trace()
     tensors = _register(state, model)
     integers = attributes.integer_attributes(model)
@@ -430,7 +435,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
     for name in sorted(state.used - used) if "training" in errors else ():  # who else reads them is not known
         for axis in tensors[name].axes:
             state.graph.pin(axis, f"{name} is used in training mode, which does not run on the example inputs")
-    return Axes(model, state, tensors, integers, errors.get("training"))
+    return Axes(model, state, tensors, integers, errors.get("training"), blueprint)
 
 
 def _without_frames(error: Exception) -> Exception:
@@ -551,19 +556,6 @@ def _storage(tensor: Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return 0
-
-
-@contextmanager
-def random_states_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the random states of Python, NumPy and torch (CPU, and CUDA where the model lies there)."""
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 @contextmanager
