@@ -89,7 +89,7 @@ def explain(
     """Show the axes of a network: what is tied to what, what may shrink, what is pinned, and why."""
     from topiarist.cli.task import Task
     from topiarist.graph import trace
-    from topiarist.graph.explain import rows
+    from topiarist.graph.explain import WIDTH, table, unknown
 
     to = console()
     with Stages(to) as stages:
@@ -98,13 +98,9 @@ def explain(
     if name is not None:
         to.print(axes.explain(name), markup=False)
         return
-    table = Table("axis", "size", "tensors", "of the parameters", "status", "because")
-    for row in rows(axes):
-        size, ties, share = str(row["size"]), str(row["ties"]), f"{row['share']:.3f}"
-        table.add_row(Text(str(row["name"])), size, ties, share, str(row["status"]), Text(str(row["reason"])))
-    to.print(table)
-    for operator, where in axes.unknown_operators.items():
-        to.print(f"no rule for {operator}, first at {where}: what it touches is pinned", markup=False)
+    to.print(table(axes), width=None if to.is_terminal else WIDTH)
+    for line in unknown(axes):
+        to.print(line, markup=False)
 
 
 @app.command()
