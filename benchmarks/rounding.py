@@ -3,8 +3,8 @@
     python benchmarks/rounding.py
 
 All that is compared takes turns in one process; printed are ratios of times (for networks the median over fifths of the
-run, with the smallest and largest fifth), never a time. What rounding gains is the part of the theoretical speed-up
-that is measured. The weights are random, as in latency.py.
+run, with the smallest and largest fifth), never a time. Networks that are compared have the same MACs. The weights are
+random, as in latency.py.
 """
 
 from __future__ import annotations
@@ -42,18 +42,20 @@ def rounded(dense: nn.Module, round_to: int, macs: float) -> tuple[nn.Module, fl
     return topiarist.shrink(dense, plan, inputs), plan.achieved["macs"]
 
 
-def networks(option: str, macs: float, batch: int, seconds: float) -> None:
-    """ResNet-20 cut with each rounding, timed against the dense one."""
+def networks(option: str, macs: float, batches: list[int], seconds: float) -> None:
+    """ResNet-20 cut with each rounding, timed against the one that is not rounded and has as many MACs left."""
+    torch.manual_seed(0)
     dense = ResNet(20, option=option)
-    inputs = torch.randn(batch, 3, 32, 32)
-    cut = {to: found for to in (1, 8, 16) if (found := rounded(dense, to, macs)) is not None}
-    models = {"dense": (dense, inputs), **{str(to): (model, inputs) for to, (model, _) in cut.items()}}
-    times = compare(models, num_threads=1, seconds=seconds)
-    for to, (_, remains) in cut.items():
-        fifths = times[str(to)].speedups_over(times["dense"])
-        measured = times[str(to)].speedup_over(times["dense"])
-        spread = f"{min(fifths):.2f} to {max(fifths):.2f}"
-        print(f"{option:>6} {macs:>5} {batch:>5} {to:>8} {1 / remains:>10.2f}× {measured:>7.2f}×  {spread}")
+    for to in (8, 16):
+        found = rounded(dense, to, macs)
+        other = rounded(dense, 1, found[1]) if found is not None else None
+        for batch in batches if found is not None and other is not None else ():
+            inputs = torch.randn(batch, 3, 32, 32)
+            pair = {"rounded": (found[0], inputs), "other": (other[0], inputs)}
+            times = compare(pair, num_threads=1, seconds=seconds)
+            fifths = times["rounded"].speedups_over(times["other"])
+            gain, spread = times["rounded"].speedup_over(times["other"]), f"{min(fifths):.2f} to {max(fifths):.2f}"
+            print(f"{option:>6} {to:>8} {found[1]:>8.3f} {other[1]:>11.3f} {batch:>5} {gain:>6.2f}×  {spread}")
 
 
 def main() -> None:
@@ -66,19 +68,18 @@ def main() -> None:
         "--options", nargs="+", default=["A", "B"], help="shortcuts; A divides its sums into small axes"
     )
     chosen = parser.parse_args()
-    torch.manual_seed(0)
     auto = multiple_for(nn.Linear(1, 1))
     print(f"round_to='auto' is {auto} here ({torch.backends.cpu.get_cpu_capability()}), one thread")
     print(f"time per multiply-accumulate of a 3 × 3 convolution, by its channels, against {WIDTHS[-1]}")
-    for batch in chosen.batches:
+    for batch in (1, 16):
         by_width(batch, chosen.seconds)
+    print("MACs that remain, and how many times faster the rounded network is than one that is not rounded")
     print(
-        f"{'option':>6} {'MACs':>5} {'batch':>5} {'round_to':>8} {'theoretical':>11} {'measured':>8}  fifths of the run"
+        f"{'option':>6} {'round_to':>8} {'rounded':>8} {'not rounded':>11} {'batch':>5} {'faster':>7}  fifths of the run"
     )
     for option in chosen.options:
         for macs in chosen.macs:
-            for batch in chosen.batches:
-                networks(option, macs, batch, chosen.seconds)
+            networks(option, macs, chosen.batches, chosen.seconds)
 
 
 if __name__ == "__main__":

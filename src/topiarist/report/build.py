@@ -236,7 +236,7 @@ def _axis_row(axes: Axes, axis: AxisInfo) -> AxisRow:
         status=row.status,
         reason="; ".join(row.reasons),
         where=", ".join(row.tensors),
-        advice="; ".join(row.advice),
+        advice="" if row.is_fixed else "; ".join(row.advice),
         params=row.params,
         macs=row.macs,
         ties=() if extent else tuple(AxisTie(**asdict(tie)) for tie in explain.ties(axes, axis)),
