@@ -74,9 +74,7 @@ def main() -> None:
     for batch in (1, 16):
         by_width(batch, chosen.seconds)
     print("MACs that remain, and how many times faster the rounded network is than one that is not rounded")
-    print(
-        f"{'option':>6} {'round_to':>8} {'rounded':>8} {'not rounded':>11} {'batch':>5} {'faster':>7}  fifths of the run"
-    )
+    print(f"{'option':>6} {'round_to':>8} {'rounded':>8} {'not rounded':>11} {'batch':>5} {'faster':>7}  fifths")
     for option in chosen.options:
         for macs in chosen.macs:
             networks(option, macs, chosen.batches, chosen.seconds)
