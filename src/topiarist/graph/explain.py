@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Status = Literal["free", "inexact", "pinned"]
 
 WIDTH = 100  # columns of a table that goes to no terminal
-_NAME, _TIES = 34, 28  # columns for the name of an axis, which is folded beyond, and for what it ties
+_NAME, _TIES = 36, 36  # columns for the name of an axis, which is folded beyond, and for what it ties
 
 
 @dataclass(frozen=True)
@@ -100,20 +100,20 @@ def table(axes: Axes) -> Table:
     extents = len(axes.axes) - len(shown)
     made = Table(
         box=None,
+        expand=True,
         pad_edge=False,
         padding=(0, 2, 0, 0),
         caption=f"and {extents} extents of kernels and images, pinned" if extents else None,
         caption_justify="left",
     )
-    made.add_column("axis", overflow="fold", min_width=min(_NAME, max((len(each.name) for each in shown), default=4)))
+    made.add_column("axis", overflow="fold", width=min(_NAME, max((len(each.name) for each in shown), default=4)))
     for title in ("size", "params", "MACs"):
         made.add_column(title, justify="right", no_wrap=True)
     made.add_column("status", no_wrap=True)
-    made.add_column("ties", no_wrap=True)
-    made.add_column("because", overflow="fold")
+    made.add_column("ties and reasons", overflow="fold", ratio=1)
     for each in shown:
         numbers = (str(each.size), f"{each.params:.3f}", f"{each.macs:.3f}")
-        made.add_row(*map(_plain, (each.name, *numbers, each.status, _ties(each), _because(each))))
+        made.add_row(*map(_plain, (each.name, *numbers, each.status, _said(each))))
     return made
 
 
@@ -199,15 +199,16 @@ def _ties(row: Row) -> str:
     shown = ""
     for num, module in enumerate(modules):
         longer = f"{shown}, {module}" if shown else module
-        if len(longer) > _TIES - 4:
-            return f"{shown} +{len(modules) - num}" if shown else f"{len(modules)} modules"
+        if len(longer) > _TIES and shown:
+            return f"ties {shown} +{len(modules) - num}"
         shown = longer
-    return shown
+    return f"ties {shown}" if shown else ""
 
 
-def _because(row: Row) -> str:
+def _said(row: Row) -> str:
+    """The first reason, and what the axis ties."""
     more = f" (and {len(row.reasons) - 1} more)" if len(row.reasons) > 1 else ""
-    return row.reasons[0] + more if row.reasons else ""
+    return "; ".join(filter(None, [*(reason + more for reason in row.reasons[:1]), _ties(row)]))
 
 
 def is_extent(axis: AxisInfo) -> bool:

@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
@@ -201,12 +202,12 @@ class Axes:
 
     def layer_share(self, axis: AxisInfo, layer: str) -> float:
         """The part of `share` that the parameters of one module carry."""
-        less, own = {axis.leaf: axis.size - 1}, 0
-        for name, info in self.tensors.items():
-            if info.tied_to is None and info.kind == "parameter" and name.rpartition(".")[0] == layer:
-                before, after = (math.prod(self.graph.measure(a, s) for a in info.axes) for s in ({}, less))
-                own += before - after
-        return own * axis.size / max(1, self.num_params())
+        less, lost = {axis.leaf: axis.size - 1}, 0
+        for name in {m.tensor for m in axis.members if m.tensor.rpartition(".")[0] == layer}:
+            info = self.tensors[name]
+            before, after = (math.prod(self.graph.measure(a, sizes) for a in info.axes) for sizes in ({}, less))
+            lost += before - after if info.kind == "parameter" else 0
+        return lost * axis.size / max(1, self._whole["params"])
 
     def _count(self, sizes, wanted, weight) -> int:  # type: ignore[no-untyped-def]
         total = 0
@@ -298,9 +299,15 @@ class Axes:
 
     def share(self, axis: AxisInfo, of: Literal["params", "macs"] = "params") -> float:
         """The fraction of the model's parameters or MACs that one index of ``axis`` carries, times the axis' size."""
-        count = self.num_params if of == "params" else self.num_macs
-        whole, less = count(), count({axis.leaf: axis.size - 1})
-        return (whole - less) * axis.size / max(1, whole)
+        if of == "params":
+            return sum(self.layer_share(axis, layer) for layer in {m.tensor.rpartition(".")[0] for m in axis.members})
+        return (
+            (self._whole["macs"] - self.num_macs({axis.leaf: axis.size - 1})) * axis.size / max(1, self._whole["macs"])
+        )
+
+    @cached_property
+    def _whole(self) -> dict[str, float]:
+        return {"params": self.num_params(), "macs": self.num_macs()}
 
 
 def _depths(order: Sequence[str], modules: Sequence[str]) -> dict[str, int]:

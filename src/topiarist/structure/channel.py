@@ -24,7 +24,7 @@ class Channel:
 
     With ``round_to`` a unit is that many indices, the lowest together, and a multiple of it stays of every axis that
     loses any: hardware computes in blocks, and an odd width costs as much as the next multiple. Axes that shrink only
-    together keep a multiple each (heads are no channels, their number is free); where no cut leaves one, they stay
+    together keep a multiple each (docs/rounding.md has what it gains; heads are no channels, their number is free); where no cut leaves one, they stay
     whole.
 
     Raises:
