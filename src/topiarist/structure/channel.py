@@ -23,9 +23,9 @@ class Channel:
     """One unit an index of an axis that is not a head axis; at least one index of each axis stays.
 
     With ``round_to`` a unit is that many indices, the lowest together, and a multiple of it stays of every axis that
-    loses any: hardware computes in blocks, and an odd width costs as much as the next multiple. Axes that shrink only
-    together keep a multiple each (docs/rounding.md has what it gains; heads are no channels, their number is free); where no cut leaves one, they stay
-    whole.
+    loses any: hardware computes in blocks, and an odd width costs as much as the next multiple (docs/rounding.md).
+    Axes that shrink only together keep a multiple each, but for heads, which are no channels; where no cut leaves one,
+    they stay whole.
 
     Raises:
         InputError: ``round_to`` is no whole number from 1 up.
