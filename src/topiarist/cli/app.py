@@ -89,18 +89,14 @@ def explain(
     """Show the axes of a network: what is tied to what, what may shrink, what is pinned, and why."""
     from topiarist.cli.task import Task
     from topiarist.graph import trace
-    from topiarist.graph.explain import table, unknown
+    from topiarist.graph.explain import WIDTH, summary
 
     to = console()
     with Stages(to) as stages:
         task = Task.of(recipe, stages)
     axes = trace(task.model, task.example_inputs, recipe.uniform)
-    if name is not None or not to.is_terminal:
-        to.print(axes.explain(name), markup=False)
-        return
-    to.print(table(axes))
-    for line in unknown(axes):
-        to.print(line, markup=False)
+    width = to.width if to.is_terminal else WIDTH
+    to.print(summary(axes, width) if name is None else axes.explain(name), markup=False)
 
 
 @app.command()

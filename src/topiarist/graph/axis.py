@@ -43,6 +43,11 @@ class Axis:
         return "(" + ("·" if self.form == "product" else "+").join(map(repr, self.parts)) + ")"
 
 
+def nowhere() -> tuple[str, str]:
+    """No source line and no module: no model runs."""
+    return "", ""
+
+
 class AxisGraph:
     """Makes axes and keeps their classes.
 
@@ -55,7 +60,7 @@ class AxisGraph:
         True
     """
 
-    def __init__(self, here: Callable[[], tuple[str, str]] = lambda: ("", "")) -> None:
+    def __init__(self, here: Callable[[], tuple[str, str]] = nowhere) -> None:
         self.here = here  # the source line and the module that run at the moment, for reasons
         self.one = Axis(1)
         self.one.pins[Reason("it has one index only", "single")] = None
@@ -150,7 +155,7 @@ class AxisGraph:
 
     # ------------------------------------------------------------------ unification
 
-    def unify(self, a: Axis, b: Axis, why: object) -> Axis:
+    def unify(self, a: Axis, b: Axis, why: str) -> Axis:
         """Make ``a`` and ``b`` one axis; where their refinements do not nest, pin both with ``why`` in the reason."""
         a, b = self.find(a), self.find(b)
         if a is b:

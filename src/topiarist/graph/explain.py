@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
 from topiarist.errors import InputError, nearest
 from topiarist.graph.reasons import FIXED
 
 if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
-
     from topiarist.graph.groups import Axes, AxisInfo
 
 Status = Literal["free", "inexact", "pinned"]
 
 WIDTH = 100  # columns of a table that goes to no terminal
-_NAME, _TIES = 36, 36  # columns for the name of an axis, which is folded beyond, and for what it ties
+_NAME, _TIES = 36, 34  # columns for the name of an axis, which is folded beyond, and for what it ties
 
 
 @dataclass(frozen=True)
@@ -92,39 +90,23 @@ def status(axis: AxisInfo) -> Status:
     return "inexact" if axis.inexact else "free"
 
 
-def table(axes: Axes) -> Table:
-    """A table of every axis but the extents of kernels and images, which are counted beneath it."""
-    from rich.table import Table
+def summary(axes: Axes, width: int = WIDTH) -> str:
+    """A table of every axis as text, ``width`` columns wide, and the operators without a rule.
 
+    Extents of kernels and images are counted beneath the table; long names are folded.
+    """
     shown = [row(axes, axis) for axis in axes.axes if not is_extent(axis)]
-    extents = len(axes.axes) - len(shown)
-    made = Table(
-        box=None,
-        expand=True,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        caption=f"and {extents} extents of kernels and images, pinned" if extents else None,
-        caption_justify="left",
-    )
-    made.add_column("axis", overflow="fold", width=min(_NAME, max((len(each.name) for each in shown), default=4)))
-    for title in ("size", "params", "MACs"):
-        made.add_column(title, justify="right", no_wrap=True)
-    made.add_column("status", no_wrap=True)
-    made.add_column("ties and reasons", overflow="fold", ratio=1)
+    first = min(_NAME, max((len(each.name) for each in shown), default=4))
+    head = f"{'axis':{first}}  {'size':>5}  params   MACs  status   "
+    lines = [f"{head}ties and reasons"]
     for each in shown:
-        numbers = (str(each.size), f"{each.params:.3f}", f"{each.macs:.3f}")
-        made.add_row(*map(_plain, (each.name, *numbers, each.status, _said(each))))
-    return made
-
-
-def summary(axes: Axes) -> str:
-    """The `table` as text, 100 columns wide, and the operators without a rule, each with the beginning of one."""
-    from rich.console import Console
-
-    to = Console(width=WIDTH, file=io.StringIO(), color_system=None)
-    with to.capture() as written:
-        to.print(table(axes))
-    lines = [line.rstrip() for line in written.get().splitlines()]
+        numbers = f"{each.size:5}  {each.params:6.3f} {each.macs:6.3f}  {each.status:9}"
+        said = textwrap.wrap(_said(each), max(20, width - len(head)), break_on_hyphens=False)
+        names = [each.name[i : i + first] for i in range(0, len(each.name), first)]
+        for i, (name, text) in enumerate(zip_longest(names, said, fillvalue="")):
+            lines.append(f"{name:{first}}  {numbers if i == 0 else '':{len(numbers)}}{text}".rstrip())
+    extents = len(axes.axes) - len(shown)
+    lines += [f"and {extents} extents of kernels and images, pinned"] if extents else []
     return "\n".join([*lines, *unknown(axes)])
 
 
@@ -214,10 +196,3 @@ def _said(row: Row) -> str:
 def is_extent(axis: AxisInfo) -> bool:
     """Whether an axis is pinned as the extent of a kernel or an image, and as nothing else."""
     return bool(axis.pins) and all(reason.kind == "spatial" for reason in axis.pins)
-
-
-def _plain(cell: str) -> Text:
-    """Text without markup: brackets in reasons are brackets."""
-    from rich.text import Text
-
-    return Text(cell)

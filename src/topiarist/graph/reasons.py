@@ -29,6 +29,7 @@ ADVICE: dict[Kind, str] = {
     "foreign": "compute it with torch's operators instead of NumPy, lists or raw memory",
     "unused": "pass example inputs that reach it, or delete it from the model",
     "training": "make model.train()(example_inputs) run; axes.training_error says what failed",
+    "config": "no config describes fewer of it: prune without uniform=…, or give its size a field of its own",
     "inexact": "it may shrink, but no mask can equal the cut, since what runs over the axis sees its size",
 }
 

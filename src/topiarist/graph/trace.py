@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
-from topiarist.graph.axis import Axis, AxisGraph
+from topiarist.graph.axis import Axis, AxisGraph, nowhere
 from topiarist.graph.blueprint import read
 from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
@@ -199,6 +199,7 @@ class Trace:
         """Sizes that somebody has kept say nothing any more."""
         self._is_closed = True
         self.running.clear()
+        self.graph.here = nowhere  # the graph outlives the trace, and must not hold its tensors
 
     def on_value(self, expression: Expression) -> None:
         """A size became a number of its own: what it belongs to cannot change without changing the function."""

@@ -84,7 +84,7 @@ def _rounded(units: Units, axes: Axes, to: int) -> Units | None:
     channels = [(axes[name].size, size) for name, size in step if not axes[name].is_head]
     stay = [
         num
-        for num in range(units.num - 1, units.minimum - 1, -1)  # steps that may stay: those of one remainder, as for each axis alone
+        for num in range(units.num - 1, units.minimum - 1, -1)  # steps that may stay: all of one remainder
         if all((whole - (units.num - num) * size) % to == 0 for whole, size in channels)
     ]
     if not stay:
