@@ -78,7 +78,7 @@ def test_operators_that_make_something_of_zero_are_not_said_to_keep_it(name):
 # -------------------------------------------------------------------------------- operators between two linear layers
 # Each entry: the code on h of shape (2, 6, 8), what it reads from the model, and the fate of the axis of 8.
 
-FREE, INEXACT, PINNED = "free", "free, inexact", "pinned"
+FREE, INEXACT, PINNED = "free", "inexact", "pinned"
 
 
 def parameter(*shape):
@@ -531,13 +531,6 @@ def test_two_rules_for_one_operator_are_refused():
 
 
 # ------------------------------------------------------------------------------------------------- asking, and errors
-
-
-def test_summary_has_a_line_for_every_axis():
-    axes = trace(*build("vit"))
-    lines = axes.summary().splitlines()
-    assert len(lines) == 1 + len(axes.axes)
-    assert all(axis.name in line for axis, line in zip(axes.axes, lines[1:], strict=True))
 
 
 @pytest.mark.parametrize("name", ["blocks.0.attn.qkv.weight", "blocks.0.attn", "head.weight:1"])

@@ -15,6 +15,7 @@ import pytest
 import typer.main
 
 from topiarist.cli.app import app
+from topiarist.graph import rules
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "topiarist"
@@ -60,14 +61,22 @@ def test_the_readme_begins_with_the_two_commands() -> None:
     assert first[2].startswith("make test ")
 
 
-def test_the_code_of_the_readme_prints_what_it_claims() -> None:
-    blocks = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("name", ["README.md", "docs/rules.md"])
+def test_the_code_of_a_document_prints_what_it_claims(name: str) -> None:
+    """Every block of Python, one after the other, is followed by what it prints."""
+    text, scope, known = (ROOT / name).read_text(), {}, dict(rules.RULES)
+    blocks = list(re.finditer(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL))
+    assert len(blocks) == text.count("```python")
     assert blocks
-    for code, claimed in blocks:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, "README.md", "exec"), {})  # noqa: S102 our own document
-        assert printed.getvalue() == claimed
+    try:
+        for block in blocks:
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(block[1], Path(name).name, "exec"), scope)  # noqa: S102 our own document
+            assert printed.getvalue() == block[2]
+    finally:
+        rules.RULES.clear()
+        rules.RULES.update(known)
 
 
 def test_the_map_of_rooms_is_complete() -> None:

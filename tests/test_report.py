@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from topiarist.errors import FormatError, InputError
 from topiarist.report import (
     AxisRow,
+    AxisTie,
     CurvePoint,
     Histogram,
     LayerRow,
@@ -37,7 +38,7 @@ from topiarist.report import (
 )
 
 LAYERS = ("conv1", "layer1.0.conv1", "layer1.0.conv2", "fc")
-CHARTS = 6  # compression, MACs, layers, histograms, sensitivity, history
+CHARTS = 7  # compression, MACs, layers, histograms, sensitivity, history, axes
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}<!--"
 
 
@@ -105,9 +106,23 @@ def make_record(layers: tuple[str, ...] = LAYERS, steps: int = 40) -> RunRecord:
         ),
         verdict="2.00× theoretical, 1.40× measured against dense, eager.",
         axes=(
-            AxisRow(name="conv1.out", size=16, status="free"),
-            AxisRow(name="fc.out", size=10, status="pinned", reason="the output of the model", where="nets.py:41"),
+            AxisRow(name="conv1.out", size=16, status="free", params=0.25, macs=0.5, ties=ties(layers)),
+            AxisRow(
+                name="fc.out",
+                size=10,
+                status="pinned",
+                reason="the output of the model",
+                where="nets.py:41",
+                advice="it stays",
+                ties=ties(layers)[-1:],
+            ),
         ),
+    )
+
+
+def ties(layers: tuple[str, ...]) -> tuple[AxisTie, ...]:
+    return tuple(
+        AxisTie(layer=name, depth=2 * i, returns=i % 2 == 0, params=0.1 / (i + 1)) for i, name in enumerate(layers)
     )
 
 
@@ -269,6 +284,7 @@ def test_page_has_its_sections_and_charts(html: str) -> None:
         "histograms-chart-spec",
         "sensitivity-chart-spec",
         "history-chart-spec",
+        "axes-chart-spec",
     ]
     plots_on_page = [attrs["data-spec"] for _, attrs in outline.tags if "data-spec" in attrs]
     assert plots_on_page == list(outline.specs())
@@ -298,6 +314,20 @@ def test_page_says_what_was_done(html: str) -> None:
         assert said in text, said
 
 
+def test_the_chart_of_axes_has_a_column_per_axis_and_a_row_per_layer(record: RunRecord) -> None:
+    spec = plots.specification(plots.axes_chart(record.axes))
+    (columns,) = spec["datasets"].values()
+    assert [(c["axis"], c["first"], c["last"], c["layer"]) for c in columns] == [
+        ("conv1.out", 0, 3, [0, 1, 2, 3]),  # depths 0, 2, 4, 6: layers between them hold no axis
+        ("fc.out", 3, 3, [3]),
+    ]
+    assert columns[0]["shape"] == ["returns", "reads", "returns", "reads"]
+    assert columns[1]["reason"] == "the output of the model"
+    assert list(columns[0]["params"]) == [0.1, 0.05, 0.0333, 0.025]
+    with pytest.raises(InputError, match="needs the layers that they tie"):
+        plots.axes_chart([AxisRow(name="a", size=3, status="free")])
+
+
 def test_the_best_of_each_column_is_marked(html: str) -> None:
     rows = re.findall(r'<tr><th scope="row">(dense|masked|shrunk)</th>(.*?)</tr>', html, re.S)
     best = {name: re.findall(r"<b>(.*?)</b>", cells) for name, cells in rows}
@@ -314,7 +344,7 @@ def test_the_best_of_each_column_is_marked(html: str) -> None:
         ({"sensitivity": Sensitivity()}, {"sensitivity-chart-spec"}, "no sensitivity scan"),
         ({"history": (StepRow(series="weights", step=0),)}, {"history-chart-spec"}, "the record holds no steps"),
         ({"variants": ()}, set(), "the record holds no measured network"),
-        ({"axes": ()}, set(), "the record holds no axes"),
+        ({"axes": ()}, {"axes-chart-spec"}, "the record holds no axes"),
     ],
 )
 def test_what_has_no_data_is_left_out_and_says_why(
@@ -631,7 +661,7 @@ def test_browser_draws_folded_charts_and_hostile_text(browser: Any, hostile: Run
         ('"field":"cost"', '"field":"coast"', "Infinite extent"),
         ('"cost":[', '"lost":[', "sensitivity-chart-spec"),
         ('{"series":"weights","x"', '{"series":"weights",,"x"', "not drawn: tradeoff-compression-spec"),
-        ('data-spec="layers-chart-spec"', "", "5 charts, 6 expected"),
+        ('data-spec="layers-chart-spec"', "", "6 charts, 7 expected"),
         ("<main>", '<main><img src="https://example.org/a.png">', "https://example.org/a.png"),
         ("<main>", "<main><script>window.hacked = 1</script>", "Content Security Policy"),
         ("<main>", '<main><div style="width: 3000px">wide</div>', "pixels too wide"),

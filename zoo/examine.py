@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 import topiarist
 from topiarist.errors import TopiaristError
 from topiarist.graph import Axes, trace
+from topiarist.graph.reasons import FIXED
 from topiarist.inputs import call
 from topiarist.outputs import tensors_in
 from topiarist.plan import Plan, Slice
@@ -90,8 +91,8 @@ def _described(axes: Axes) -> Row:
 
 def _most_common_pins(axes: Axes) -> str:
     """The commonest reasons of pinned axes, leaving out inputs, outputs and images."""
-    plain = ("it is a dimension of the model's", "it is a spatial extent")
-    reasons = Counter(p.partition(", at ")[0] for a in axes.axes for p in a.pins[:1] if not p.startswith(plain))
+    pins = (pin for axis in axes.axes for pin in axis.pins[:1] if pin.kind not in FIXED)
+    reasons = Counter(pin.removesuffix(f", at {pin.where}").removesuffix(f", in {pin.module}") for pin in pins)
     return "; ".join(f"{reason} ({num})" for reason, num in reasons.most_common(3))
 
 

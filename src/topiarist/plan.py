@@ -118,8 +118,9 @@ class Units:
 
     ``name`` is the parameter (weights) or axis (channels, heads); ``kind`` is the class name of the module that
     carries it, for allocation by layer type; ``layer`` the module's own name; ``minimum`` how many must stay.
-    Where one unit takes indices of several axes at once, ``step`` says how many of each, ``members`` is empty, and
-    ``assigned`` maps the indices of each axis to units (int64 of shape ``(size,)``, −1 for none), once they are ranked.
+    Where one unit takes several indices, of one axis or of several at once, ``step`` says how many of each, ``first``
+    how many the first unit takes (the last one takes what is left), ``members`` is empty, and ``assigned`` maps the
+    indices of each axis to units (int64 of shape ``(size,)``), once they are ranked.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Units:
     kind: str = ""
     minimum: int = 0
     step: tuple[tuple[str, int], ...] = ()
+    first: tuple[int, ...] = ()
     assigned: tuple[tuple[str, Tensor], ...] = ()
 
 

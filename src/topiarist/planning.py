@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -44,7 +44,7 @@ def plan(
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     keep: Sequence[str] = (),
-    round_to: int | None = None,
+    round_to: int | Literal["auto"] | None = None,
     uniform: str | None = None,
 ) -> Plan:
     """Decide which units of ``model`` go; the model is left as it is.
@@ -62,8 +62,9 @@ def plan(
         data: batches ``(inputs, targets)``, for criteria that need gradients and for sensitivity.
         loss: maps outputs and targets to a scalar, for the same.
         keep: fnmatch patterns over module names; what those modules return stays whole.
-        round_to: leave a multiple of this many channels of every axis, as hardware likes them; see
-            `topiarist.structure.Channel`.
+        round_to: leave a multiple of this many channels of every axis that is cut, as hardware likes them; ``"auto"``
+            is the multiple of the model's device and dtype. See `topiarist.structure.Channel` and
+            `topiarist.structure.rounding`.
         uniform: the name of the model's attribute with the config that its class is built from, ``"config"`` as a rule:
             sizes are tied across layers so that a config describes what is left. None: layers get widths of their own.
 
@@ -81,7 +82,7 @@ def plan(
         >>> made.num_removed, made.achieved["macs"]
         (4, 0.5)
     """
-    planner = Planner.of(model, example_inputs, structures.resolve(structure, round_to), keep, uniform)
+    planner = Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform)
     criterion = saliencies.resolve(saliency)
     spread = planner.allocation(allocation, criterion, data, loss)
     return planner.plan(criterion, spread, budget, data=data, loss=loss)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -65,7 +65,7 @@ def prune(
     loss: Loss | None = None,
     evaluate: Evaluate | None = None,
     keep: Sequence[str] = (),
-    round_to: int | None = None,
+    round_to: int | Literal["auto"] | None = None,
     uniform: str | None = None,
     recipe: TrainingRecipe | None = None,
     checkpoints: Checkpoints | None = None,
@@ -103,7 +103,7 @@ def prune(
         (4, True)
     """
     planner = _sound_planner(
-        Planner.of(model, example_inputs, structures.resolve(structure, round_to), keep, uniform), example_inputs
+        Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform), example_inputs
     )
     criterion = saliencies.resolve(saliency)
     run = _Run(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from topiarist.allocation.base import Allocation, Candidates, check_removed, needs_budget
 from topiarist.errors import BudgetError, InputError, nearest
-from topiarist.plan import Budget
+from topiarist.plan import Budget, Units
 
 Price = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
 
@@ -163,10 +163,14 @@ class _Search:
 
     def limits(self, point: _Point) -> str:
         """What stops a removal that goes as far as it can."""
-        stay = {u.name: u.num - int(point.removed[u.name].count_nonzero()) for u in self.candidates.units}
-        held = [f"{n!r} keeps {num}" for n, num in stay.items() if num]
+        stay = [(u, u.num - int(point.removed[u.name].count_nonzero())) for u in self.candidates.units]
+        held = [f"{u.name!r} keeps {num}{_of_several(u)}" for u, num in stay if num]
         shown = ", ".join(held[:_NUM_SHOWN]) + (", …" if len(held) > _NUM_SHOWN else "")
         return f"all goes that may, {shown}" if held else "all units go, the rest is not prunable"
+
+
+def _of_several(units: Units) -> str:
+    return f" × {dict(units.step).get(units.name, 1)}" if units.step else ""
 
 
 def _largest_step(one: _Point, other: _Point) -> int:

@@ -89,22 +89,14 @@ def explain(
     """Show the axes of a network: what is tied to what, what may shrink, what is pinned, and why."""
     from topiarist.cli.task import Task
     from topiarist.graph import trace
-    from topiarist.graph.explain import rows
+    from topiarist.graph.explain import WIDTH, summary
 
     to = console()
     with Stages(to) as stages:
         task = Task.of(recipe, stages)
     axes = trace(task.model, task.example_inputs, recipe.uniform)
-    if name is not None:
-        to.print(axes.explain(name), markup=False)
-        return
-    table = Table("axis", "size", "tensors", "of the parameters", "status", "because")
-    for row in rows(axes):
-        size, ties, share = str(row["size"]), str(row["ties"]), f"{row['share']:.3f}"
-        table.add_row(Text(str(row["name"])), size, ties, share, str(row["status"]), Text(str(row["reason"])))
-    to.print(table)
-    for operator, where in axes.unknown_operators.items():
-        to.print(f"no rule for {operator}, first at {where}: what it touches is pinned", markup=False)
+    width = to.width if to.is_terminal else WIDTH
+    to.print(summary(axes, width) if name is None else axes.explain(name), markup=False)
 
 
 @app.command()

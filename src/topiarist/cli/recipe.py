@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
@@ -90,7 +90,9 @@ class Recipe(BaseModel):
     params: float | None = Field(None, description="budget: the fraction of parameters that remains")
     bytes: float | None = Field(None, description="budget: the fraction of bytes that remains")
     keep: Words = Field((), description="patterns of modules whose outputs stay whole: head.*,stem")
-    round_to: Counting | None = Field(None, description="leave a multiple of this many channels of every axis: 8, 16")
+    round_to: Counting | Literal["auto"] | None = Field(
+        None, description="leave a multiple of this many channels of every axis that is cut: 8, 16, 'auto' by device"
+    )
     uniform: str | None = Field(
         None, description="'config': tie sizes across layers so that the model's config describes what is left"
     )

@@ -114,7 +114,7 @@ class Task:
     def choice(self) -> dict[str, Any]:
         """Which units there are and how they are scored, as arguments of `topiarist.plan` and its like."""
         r = self.recipe
-        structure = structure_of(r.structure, r.round_to)
+        structure = structure_of(r.structure, r.round_to, self.model)
         return {
             "structure": structure,
             "saliency": saliency_of(_object(r.saliency)),

@@ -108,7 +108,7 @@ def _split(trace: Trace, out: Sequence[Tensor], tensor: Tensor, *args: Any, dim:
     parts = [trace[part].axes[dim] for part in out]
     if not isinstance(sizes, (tuple, list)):
         if out[-1].shape[dim] != plain(sizes):
-            trace.pin(trace[tensor].axes[dim], "it is divided into parts with a remainder")
+            trace.pin(trace[tensor].axes[dim], "it is divided into parts with a remainder", "division")
         sizes = [sizes] * len(out)
     _tie_all(trace, sizes, parts)
 
@@ -117,9 +117,9 @@ def _split(trace: Trace, out: Sequence[Tensor], tensor: Tensor, *args: Any, dim:
 def _chunk(trace: Trace, out: Sequence[Tensor], tensor: Tensor, chunks: Any, dim: int = 0) -> None:
     axis = trace[tensor].axes[dim]
     if not isinstance(chunks, int):
-        trace.pin(axis, "it is divided at fixed places")
+        trace.pin(axis, "it is divided at fixed places", "division")
     elif len({part.shape[dim] for part in out}) > 1:
-        trace.pin(axis, "it is divided into parts with a remainder")
+        trace.pin(axis, "it is divided into parts with a remainder", "division")
     for part in out:
         trace.tie(Term("//", axis, len(out)), trace[part].axes[dim])
 
@@ -222,4 +222,4 @@ def _groups(trace: Trace, channels: Axis, groups: int) -> None:
 @_sizes_of(F.scaled_dot_product_attention)
 def _default_scale(trace: Trace, out: Tensor, query: Tensor, *args: Any, **kwargs: Any) -> None:
     if kwargs.get("scale") is None and len(args) < 6:
-        trace.pin(trace[query].axes[-1], "its size sets the default scale 1/√d of the attention")
+        trace.pin(trace[query].axes[-1], "its size sets the default scale 1/√d of the attention", "value")

@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from topiarist.graph.reasons import Kind, Reason
+
 Form = Literal["leaf", "product", "sum"]
 
 
@@ -28,8 +30,8 @@ class Axis:
         self.form: Form = form
         self.parts = parts
         self.parent: Axis | None = None
-        self.pins: dict[str, None] = {}  # reasons, in order of arrival
-        self.inexact: dict[str, None] = {}
+        self.pins: dict[Reason, None] = {}  # in order of arrival
+        self.inexact: dict[Reason, None] = {}
         self.roles: set[str] = set()
         self.birth = -1  # its place among the leaves of a graph; a class is as old as its oldest leaf
 
@@ -39,6 +41,11 @@ class Axis:
         if self.form == "leaf":
             return f"{self.size}"
         return "(" + ("·" if self.form == "product" else "+").join(map(repr, self.parts)) + ")"
+
+
+def nowhere() -> tuple[str, str]:
+    """No source line and no module: no model runs."""
+    return "", ""
 
 
 class AxisGraph:
@@ -53,9 +60,10 @@ class AxisGraph:
         True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, here: Callable[[], tuple[str, str]] = nowhere) -> None:
+        self.here = here  # the source line and the module that run at the moment, for reasons
         self.one = Axis(1)
-        self.one.pins["it has one index only"] = None
+        self.one.pins[Reason("it has one index only", "single")] = None
         self._made: list[Axis] = []
         self.parts: list[Axis] = []  # what divisions into more than one part have given, in order
         self._unifying = False
@@ -125,15 +133,20 @@ class AxisGraph:
             for part in axis.parts:
                 yield from self.leaves(part)
 
-    def pin(self, axis: Axis, reason: str) -> None:
+    def pin(self, axis: Axis, reason: str, kind: Kind = "order") -> None:
         """Forbid ``axis`` (every leaf below it) to shrink, now and after any refinement."""
+        found = self._reason(reason, kind)
         for leaf in self.leaves(axis):
-            leaf.pins[reason] = None
+            leaf.pins[found] = None
 
     def mark_inexact(self, axis: Axis, reason: str) -> None:
         """Note that removing an index of ``axis`` cannot equal zeroing it, and which operator makes it so."""
+        found = self._reason(reason, "inexact")
         for leaf in self.leaves(axis):
-            leaf.inexact[reason] = None
+            leaf.inexact[found] = None
+
+    def _reason(self, reason: str, kind: Kind) -> Reason:
+        return reason if isinstance(reason, Reason) else Reason(reason, kind, *self.here())
 
     def mark_role(self, axis: Axis, role: str) -> None:
         """Note what ``axis`` is to the model, such as ``"head"``."""
@@ -142,7 +155,7 @@ class AxisGraph:
 
     # ------------------------------------------------------------------ unification
 
-    def unify(self, a: Axis, b: Axis, why: object) -> Axis:
+    def unify(self, a: Axis, b: Axis, why: str) -> Axis:
         """Make ``a`` and ``b`` one axis; where their refinements do not nest, pin both with ``why`` in the reason."""
         a, b = self.find(a), self.find(b)
         if a is b:
@@ -154,8 +167,8 @@ class AxisGraph:
             if merged:
                 return self.find(a)
         reason = f"two ways of dividing it do not nest ({a!r} against {b!r}) in {why}"
-        self.pin(a, reason)
-        self.pin(b, reason)
+        self.pin(a, reason, "division")
+        self.pin(b, reason, "division")
         return a
 
     def _merge(self, a: Axis, b: Axis) -> bool:
@@ -245,10 +258,10 @@ class AxisGraph:
                 self.parts.extend(divided)
             return divided
         reason = f"{why} divides it as {list(sizes)}, which does not nest with {axis!r}"
-        self.pin(axis, reason)
+        self.pin(axis, reason, "division")
         fresh = [self.leaf(size) for size in sizes]
         for part in fresh:
-            self.pin(part, reason)
+            self.pin(part, reason, "division")
         return fresh
 
     def _split(self, axis: Axis, sizes: list[int]) -> list[Axis] | None:

@@ -7,13 +7,15 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
 from topiarist.errors import InputError, nearest
 from topiarist.graph.axis import Axis
 from topiarist.graph.blueprint import Blueprint
+from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.sizes import Constraint, text
 from topiarist.graph.sizing import Sizing, Step
 from topiarist.graph.uniform import Move, described_moves
@@ -46,8 +48,8 @@ class AxisInfo:
     members: tuple[Member, ...]
     layer: str
     kind: str
-    pins: tuple[str, ...]
-    inexact: tuple[str, ...]
+    pins: tuple[Reason, ...]
+    inexact: tuple[Reason, ...]
     is_head: bool
     step: tuple[tuple[str, int], ...] = ()
     minimum: int = 1
@@ -70,11 +72,13 @@ class Axes:
         self.tensors = dict(tensors)
         self.integers = dict(integers)
         self.unknown_operators = dict(trace.unknown)
+        self.stubs = dict(trace.stubs)
         self.training_error = training_error
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.modules = {name: type(module).__name__ for name, module in model.named_modules()}
+        self.depths = _depths(list(trace.order), list(self.modules))
         self._pin_unused(trace.used)
         held = [axis for info in self.tensors.values() for axis in info.axes]
         constraints: Sequence[Constraint] = trace.constraints
@@ -100,19 +104,34 @@ class Axes:
         """Why removing indices of an axis, and of those that shrink with it, cannot equal zeroing; empty if it can."""
         own = self[name].inexact
         others = (f"{n} shrinks with it, and {self[n].inexact[0]}" for n, _ in self[name].step if self[n].inexact)
-        return own[0] if own else next(others, "")
+        return str(own[0]) if own else next(others, "")
 
     def summary(self) -> str:
-        """A table of every axis, one a line; see `topiarist.graph.explain.summary`."""
-        from topiarist.graph.explain import summary
+        """A table of every axis; see `topiarist.graph.explain.summary`."""
+        return self.explain()
 
-        return summary(self)
+    def explain(self, name: str | None = None) -> str:
+        """A table of every axis, or all there is to say of one, or of those that a tensor or a module holds.
 
-    def explain(self, name: str) -> str:
-        """What an axis, a tensor or a module ties and why it is pinned; see `topiarist.graph.explain.explain`."""
-        from topiarist.graph.explain import explain
+        A fraction "of the parameters" or "of the MACs" is what goes with one index, times the size of the axis: where
+        an axis is both input and output of a layer it counts twice.
 
-        return explain(self, name)
+        Raises:
+            InputError: nothing has that name.
+        """
+        from topiarist.graph import explain
+
+        return explain.summary(self) if name is None else explain.explain(self, name)
+
+    def stub(self, operator: str) -> str:
+        """The beginning of a rule for an operator without one, as Python text; see docs/rules.md.
+
+        Raises:
+            InputError: no such operator has run, or it has a rule.
+        """
+        if operator not in self.stubs:
+            raise InputError(f"no operator without a rule is called {operator!r} ({nearest(operator, self.stubs)})")
+        return self.stubs[operator]
 
     def kept_by(self, keep: Iterable[str]) -> set[Axis]:
         """The leaves that stay whole: those in what the modules matching ``keep`` (fnmatch patterns) return.
@@ -181,6 +200,15 @@ class Axes:
         """Bytes of parameters and buffers with the given leaf sizes; tied tensors count once."""
         return self._count(sizes or {}, lambda info: info.kind != "attribute", lambda info: info.itemsize)
 
+    def layer_share(self, axis: AxisInfo, layer: str) -> float:
+        """The part of `share` that the parameters of one module carry."""
+        less, lost = {axis.leaf: axis.size - 1}, 0
+        for name in {m.tensor for m in axis.members if m.tensor.rpartition(".")[0] == layer}:
+            info = self.tensors[name]
+            before, after = (math.prod(self.graph.measure(a, sizes) for a in info.axes) for sizes in ({}, less))
+            lost += before - after if info.kind == "parameter" else 0
+        return lost * axis.size / max(1, self._whole["params"])
+
     def _count(self, sizes, wanted, weight) -> int:  # type: ignore[no-untyped-def]
         total = 0
         for info in self.tensors.values():
@@ -211,15 +239,16 @@ class Axes:
         for name, info in self.tensors.items():
             if name not in used and info.tied_to is None:
                 for axis in info.axes:
-                    self.graph.pin(axis, f"{name} is not reached from the example inputs")
+                    self.graph.pin(axis, f"{name} is not reached from the example inputs", "unused")
 
     def _find_steps(self) -> list[Step]:
         """Pin the leaves that no step can take; return the steps that take more than one index."""
         steps, stopped = self.sizing.steps()
         for leaf, constraints in stopped.items():
             for c in constraints:
-                reason = "its size becomes a value" if c.is_value else f"the code computes {text(c.expression)}"
-                self.graph.pin(leaf, f"{reason}, and no other axis can follow, at {c.where}")
+                said = "its size becomes a value" if c.is_value else f"the code computes {text(c.expression)}"
+                kind: Kind = "value" if c.is_value else "computed"
+                self.graph.pin(leaf, Reason(f"{said}, and no other axis can follow", kind, c.where, c.module))
         return steps
 
     def _find_described(self, blueprint: Blueprint) -> list[Step]:
@@ -232,7 +261,7 @@ class Axes:
         moves, refused = described_moves(self.sizing, blueprint.fields, misses)
         self.moves = tuple(moves)
         for leaf, reason in refused.items():
-            self.graph.pin(leaf, f"{blueprint.name} cannot describe it: {reason}")
+            self.graph.pin(leaf, f"{blueprint.name} cannot describe it: {reason}", "config")
         return [move.step for move in moves if list(move.step.values()) != [1]]
 
     def _collect(self, steps: Sequence[Step]) -> Iterable[AxisInfo]:
@@ -268,7 +297,26 @@ class Axes:
         found = dict.fromkeys(c.tensor for c in self.costs if c.tensor is not None)
         return [name for name in found if self.tensors[name].kind == "parameter"]
 
-    def share(self, axis: AxisInfo) -> float:
-        """The fraction of the model's parameters that one index of ``axis`` carries, times the axis' size."""
-        less = self.num_params({axis.leaf: axis.size - 1})
-        return (self.num_params() - less) * axis.size / max(1, self.num_params())
+    def share(self, axis: AxisInfo, of: Literal["params", "macs"] = "params") -> float:
+        """The fraction of the model's parameters or MACs that one index of ``axis`` carries, times the axis' size."""
+        if of == "params":
+            return sum(self.layer_share(axis, layer) for layer in {m.tensor.rpartition(".")[0] for m in axis.members})
+        return (
+            (self._whole["macs"] - self.num_macs({axis.leaf: axis.size - 1})) * axis.size / max(1, self._whole["macs"])
+        )
+
+    @cached_property
+    def _whole(self) -> dict[str, float]:
+        return {"params": self.num_params(), "macs": self.num_macs()}
+
+
+def _depths(order: Sequence[str], modules: Sequence[str]) -> dict[str, int]:
+    """The place of every module in the order in which they ran; one that was never called itself follows its parent."""
+    began = {name: i for i, name in enumerate(order)}
+
+    def key(name: str) -> int:
+        while name not in began and name:
+            name = name.rpartition(".")[0]
+        return began.get(name, 0)
+
+    return {name: i for i, name in enumerate(sorted(modules, key=key))}

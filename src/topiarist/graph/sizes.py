@@ -28,7 +28,8 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "%": operator.mod,
 }
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_SKIPPED = (os.path.dirname(torch.__file__), _HERE, os.path.join(os.path.dirname(_HERE), "inputs.py"), "<")
+_CALLER = os.path.join(os.path.dirname(_HERE), "inputs.py")  # calls the model: what is further out is not the model's
+_SKIPPED = (os.path.dirname(torch.__file__), _HERE, "<")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ Expression = int | Attribute | Axis | Term
 
 @dataclass(frozen=True, eq=False)
 class Constraint:
-    """A size computed in Python must equal the size of an axis; ``where`` is the source line that says so.
+    """A size computed in Python must equal the size of an axis; ``where`` is the source line that says so, ``module``
+    the module that ran.
 
     ``is_value`` marks one that became a number of its own (a scale, say) and has to stay what it is.
     """
@@ -60,6 +62,7 @@ class Constraint:
     expression: Expression
     axis: Axis
     where: str
+    module: str = ""
     is_value: bool = False
 
 
@@ -260,11 +263,14 @@ def _is_skipped(file: str) -> bool:
 
 
 def source_line() -> str:
-    """The innermost line of the model's own code on the stack, as ``folder/file.py:line``."""
+    """The innermost line of the model's own code on the stack, as ``folder/file.py:line``; empty where there is none,
+    as in a plain ``nn.Sequential``."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
+        if name == _CALLER:
+            break
         if not _is_skipped(name):
             return "/".join(name.split(os.sep)[-2:]) + f":{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
-    return "an unknown line"
+    return ""

@@ -27,12 +27,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
-from topiarist.graph.axis import Axis, AxisGraph
+from topiarist.graph.axis import Axis, AxisGraph, nowhere
 from topiarist.graph.blueprint import read
 from topiarist.graph.copies import UncopiedError, model_tensors, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
+from topiarist.graph.reasons import Kind
 from topiarist.graph.rules import RULES
 from topiarist.graph.sizes import (
     Attribute,
@@ -46,6 +47,7 @@ from topiarist.graph.sizes import (
     source_line,
 )
 from topiarist.graph.states import random_states_kept
+from topiarist.graph.stub import stub
 from topiarist.inputs import as_arguments, call, fresh
 from topiarist.outputs import tensors_in
 
@@ -68,25 +70,18 @@ class Cost:
     tensor: str | None
 
 
-class _Place:
-    """An operator and the source line that calls it, looked up when it is told."""
-
-    def __init__(self, operator: str) -> None:
-        self.operator = operator
-
-    def __str__(self) -> str:
-        return f"{self.operator} at {source_line()}"
-
-
 class Trace:
     """What the rules speak to while a model runs."""
 
     def __init__(self) -> None:
-        self.graph = AxisGraph()
+        self.running: list[str] = []  # the modules that run at the moment, the outermost first
+        self.order: dict[str, None] = {}  # every module that has run, the first to begin first
+        self.graph = AxisGraph(self.here)
         self.costs: list[Cost] = []
         self.constraints: list[Constraint] = []
         self.integers: dict[str, int] = {}  # attribute → value, as the model has them
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
+        self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
         self.used: set[str] = set()
         self.parameters: set[str] = set()
@@ -102,7 +97,7 @@ class Trace:
         """What is known of ``tensor``; one never seen before is a constant and pins what it meets."""
         entry = self._known.get(id(tensor))
         if entry is None:
-            axes = self.pinned(tensor.shape, "it meets a constant tensor")
+            axes = self.pinned(tensor.shape, "it meets a constant tensor", "constant")
             self.put(tensor, axes)
             entry = self._known[id(tensor)]
         tracked = entry[1]
@@ -131,27 +126,29 @@ class Trace:
         """Whether an operator or the model itself has made ``tensor``."""
         return id(tensor) in self._known
 
-    def pinned(self, sizes: Sequence[int], reason: str) -> list[Axis]:
+    def here(self) -> tuple[str, str]:
+        """The source line of the model's code that runs at the moment, and the module; empty where there is none."""
+        return (source_line(), self.running[-1]) if self.running else ("", "")
+
+    def pinned(self, sizes: Sequence[int], reason: str, kind: Kind = "order") -> list[Axis]:
         """New axes that may not shrink."""
         axes = [self.graph.leaf(size) for size in sizes]
         for axis in axes:
-            self.pin(axis, reason)
+            self.pin(axis, reason, kind)
         return axes
 
-    def pin(self, axis: Axis, reason: str) -> None:
-        """Pin ``axis`` with a reason and the source line that causes it."""
+    def pin(self, axis: Axis, reason: str, kind: Kind = "order") -> None:
+        """Pin ``axis`` with a reason; the source line that causes it, and what to do about that kind, come with it."""
         if axis is not self.graph.one:
-            self.graph.pin(axis, f"{reason}, at {source_line()}")
+            self.graph.pin(axis, reason, kind)
 
     def inexact(self, axis: Axis, operator: str) -> None:
         """Note that ``operator`` runs over ``axis``, so that removing an index cannot equal zeroing it."""
-        self.graph.mark_inexact(axis, f"{operator} runs over it, at {source_line()}")
+        self.graph.mark_inexact(axis, f"{operator} runs over it")
 
     def unify(self, a: Axis, b: Axis, operator: str) -> Axis:
         """Tie two axes of equal size; axes of size 1 broadcast and tie nothing."""
-        if self.graph.find(a) is self.graph.find(b):
-            return self.graph.find(a)
-        return self.graph.unify(a, b, _Place(operator))
+        return self.graph.unify(a, b, operator)
 
     def contract(self, a: tuple[Tensor, int], b: tuple[Tensor, int], operator: str) -> Axis:
         """Tie the contracted pair; exact where either side is zero at a zeroed index."""
@@ -172,14 +169,14 @@ class Trace:
             return
         expression = expression_of(value)
         if isinstance(expression, int):
-            self.pin(axis, f"the size {expression} is written in the code")
+            self.pin(axis, f"the size {expression} is written in the code", "literal")
         else:
             self.tie(expression, axis)
 
     def tie(self, expression: Expression, axis: Axis) -> None:
         """Remember that ``expression`` must equal the size of ``axis``."""
         if self.graph.find(axis).size != 1:
-            self.constraints.append(Constraint(expression, axis, source_line()))
+            self.constraints.append(Constraint(expression, axis, *self.here()))
 
     def shape(self, tensor: Tensor) -> torch.Size:
         """The shape of ``tensor`` as integers that remember their axes."""
@@ -201,13 +198,15 @@ class Trace:
     def close(self) -> None:
         """Sizes that somebody has kept say nothing any more."""
         self._is_closed = True
+        self.running.clear()
+        self.graph.here = nowhere  # the graph outlives the trace, and must not hold its tensors
 
     def on_value(self, expression: Expression) -> None:
         """A size became a number of its own: what it belongs to cannot change without changing the function."""
         if self._is_closed:
             return
         now = evaluate(expression, self.integers, lambda axis: self.graph.find(axis).size)
-        self.constraints.append(Constraint(Term("-", expression, now), Axis(0), source_line(), is_value=True))
+        self.constraints.append(Constraint(Term("-", expression, now), Axis(0), *self.here(), is_value=True))
 
     def on_equal(self, left: Expression, right: Expression) -> None:
         """The code found two sizes equal: they must stay so for it to go the same way."""
@@ -225,27 +224,31 @@ class Trace:
         kwargs = {k: v for k, v in kwargs.items() if k != "out"}  # the tensor to write into is the output
         name = str(func.overloadpacket)
         found = RULES.get(func) or RULES.get(func.overloadpacket)
+        kind: Kind = "operator"
         reason = f"no rule for the operator {name}"
         if found is not None:
             try:
                 found(self, out, *args, **kwargs)
             except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
                 name = f"{name} ({type(error).__name__} in its rule: {error})"
-                reason = f"the rule of the operator {name} does not hold"
+                reason, kind = f"the rule of the operator {name} does not hold", "rule"
                 found = None
         if found is None:
-            self.unknown.setdefault(name, source_line())
-            self.pin_all((t for t in tree_leaves(operands) if isinstance(t, Tensor)), reason)
+            if name not in self.unknown:
+                self.unknown[name] = ", in ".join(filter(None, self.here()))
+                if kind == "operator":
+                    self.stubs[name] = stub(func, args, kwargs, out, self.unknown[name])
+            self.pin_all((t for t in tree_leaves(operands) if isinstance(t, Tensor)), reason, kind)
             for tensor in outputs:
-                self.put(tensor, self.pinned(tensor.shape, reason))
+                self.put(tensor, self.pinned(tensor.shape, reason, kind))
         if func._schema.is_mutable:
             self._written(outputs)
 
-    def pin_all(self, tensors: Iterable[Tensor], reason: str) -> None:
+    def pin_all(self, tensors: Iterable[Tensor], reason: str, kind: Kind = "order") -> None:
         """Pin every axis of some tensors."""
         for tensor in tensors:
             for axis in self[tensor].axes:
-                self.pin(axis, reason)
+                self.pin(axis, reason, kind)
 
     def _written(self, outputs: Sequence[Tensor]) -> None:
         """Other tensors on the storage of one that was written into may no longer be zero where they were."""
@@ -271,7 +274,9 @@ class Trace:
             try:
                 handler(self, out, *args, **kwargs)
             except Exception as error:  # called in a way that the handler does not know: pinned, never wrong
-                self.pin_all([*tensors_in((args, kwargs)), *made], f"the sizes of {name} cannot be read ({error})")
+                self.pin_all(
+                    [*tensors_in((args, kwargs)), *made], f"the sizes of {name} cannot be read ({error})", "hidden"
+                )
         else:
             for size in sizes_in((args, kwargs)):
                 self.on_value(size.expression)
@@ -279,7 +284,7 @@ class Trace:
         self.settle()
         foreign = [t for t in made if not self.knows(t)]
         if foreign or (isinstance(out, (np.ndarray, list, torch.UntypedStorage, torch.TypedStorage)) and not made):
-            self.pin_all(tensors_in((args, kwargs)), f"its values leave torch's operators in {name}")
+            self.pin_all(tensors_in((args, kwargs)), f"its values leave torch's operators in {name}", "foreign")
 
     def pin_unsettled(self, reason: str, operands: Sequence[Tensor] = ()) -> None:
         """Pin the parts made since the last function that neither a constraint nor a dimension of its operands
@@ -292,7 +297,7 @@ class Trace:
             known = {tuple(self.graph.leaves(axis)) for axis in given}
             for part in found:
                 if tuple(self.graph.leaves(part)) not in known:
-                    self.pin(part, reason)
+                    self.pin(part, reason, "hidden")
         self.settle()
 
     def settle(self) -> None:
@@ -434,7 +439,9 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
         raise _trace_error(model, example_inputs, errors["evaluation"])
     for name in sorted(state.used - used) if "training" in errors else ():  # who else reads them is not known
         for axis in tensors[name].axes:
-            state.graph.pin(axis, f"{name} is used in training mode, which does not run on the example inputs")
+            state.graph.pin(
+                axis, f"{name} is used in training mode, which does not run on the example inputs", "training"
+            )
     return Axes(model, state, tensors, integers, errors.get("training"), blueprint)
 
 
@@ -519,15 +526,17 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
     for tensor in (t for t in tree_leaves(inputs) if isinstance(t, Tensor)):
         axes = [state.graph.leaf(size) for size in tensor.shape]
         for axis in axes:
-            state.graph.pin(axis, "it is a dimension of the model's input")
+            state.graph.pin(axis, "it is a dimension of the model's input", "input")
         state.put(tensor, axes)
     state.settle()
+    state.running.clear()
     clone.train(training)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
         for name, module in clone.named_modules():
+            module.register_forward_pre_hook(_entered(state, name))
             module.register_forward_hook(_recorder(state, name))
         stack.enter_context(attributes.replaced(clone, lambda path, value: Size(value, Attribute(path), state)))
         stack.enter_context(torch.inference_mode(False))  # it would hide operators inside of others
@@ -538,12 +547,23 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
     state.pin_unsettled("its size is set outside of torch's functions")
     for tensor in tensors_in(out):
         for axis in state[tensor].axes:
-            state.graph.pin(axis, "it is a dimension of the model's output")
+            state.graph.pin(axis, "it is a dimension of the model's output", "output")
+
+
+def _entered(state: Trace, name: str) -> Callable[[nn.Module, Any], None]:
+    def enter(module: nn.Module, args: Any) -> None:
+        del module, args
+        state.order[name] = None
+        state.running.append(name)
+
+    return enter
 
 
 def _recorder(state: Trace, name: str) -> Callable[[nn.Module, Any, Any], None]:
     def record(module: nn.Module, args: Any, out: Any) -> None:
         del module, args
+        while state.running and state.running.pop() != name:
+            pass  # a module inside that raised, and whose error the model caught
         for tensor in tensors_in(out):
             state.outputs.setdefault(name, []).extend(state[tensor].axes)
 

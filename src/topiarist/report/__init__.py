@@ -6,6 +6,7 @@ imported where a page or a plot is made.
 
 from topiarist.report.record import (
     AxisRow,
+    AxisTie,
     CurvePoint,
     Histogram,
     LayerRow,
@@ -19,6 +20,7 @@ from topiarist.report.record import (
 
 __all__ = [
     "AxisRow",
+    "AxisTie",
     "CurvePoint",
     "Histogram",
     "LayerRow",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import JsonValue
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from topiarist.allocation.sensitivity import SensitivityTable
-from topiarist.graph import trace
-from topiarist.graph.explain import rows as axis_rows
+from topiarist.graph import Axes, AxisInfo, explain, trace
 from topiarist.measure import Measurement, macs, measure
 from topiarist.plan import Plan
 from topiarist.report.record import (
     AxisRow,
+    AxisTie,
     CurvePoint,
     Histogram,
     LayerRow,
@@ -118,7 +119,7 @@ def build(
         sensitivity=None if table is None else _sensitivity(table),
         history=(*_training(training), *(row for name, result in series for row in _history(name, result))),
         verdict="\n".join(verdicts),
-        axes=tuple(_axes(dense, example_inputs)),
+        axes=tuple(axis_rows(trace(dense, example_inputs))),
     )
 
 
@@ -216,16 +217,30 @@ def _sensitivity(table: SensitivityTable) -> Sensitivity:
     return Sensitivity(rows=tuple(rows), baseline_loss=table.loss, baseline_accuracy=table.accuracy)
 
 
-def _axes(model: nn.Module, example_inputs: Any) -> Iterator[AxisRow]:
-    for row in axis_rows(trace(model, example_inputs)):
-        status: Literal["free", "pinned"] = "pinned" if row["status"] == "pinned" else "free"
-        yield AxisRow(
-            name=str(row["name"]),
-            size=int(row["size"]),
-            status=status,
-            reason=str(row["reason"]),
-            where=str(row["where"]),
-        )
+def axis_rows(axes: Axes) -> list[AxisRow]:
+    """What the report shows of the axes of a model; `topiarist.report.plots.axes_chart` draws them.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [(row.name, row.status) for row in axis_rows(trace(net, torch.zeros(1, 4)))][:2]
+        [('0.weight:0', 'free'), ('2.weight:0', 'pinned')]
+    """
+    return [_axis_row(axes, axis) for axis in axes.axes]
+
+
+def _axis_row(axes: Axes, axis: AxisInfo) -> AxisRow:
+    row, extent = explain.row(axes, axis), explain.is_extent(axis)
+    return AxisRow(
+        name=row.name,
+        size=row.size,
+        status=row.status,
+        reason="; ".join(row.reasons),
+        where=", ".join(row.tensors),
+        advice="" if row.is_fixed else "; ".join(row.advice),
+        params=row.params,
+        macs=row.macs,
+        ties=() if extent else tuple(AxisTie(**asdict(tie)) for tie in explain.ties(axes, axis)),
+    )
 
 
 class _Layers:

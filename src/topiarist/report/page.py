@@ -105,7 +105,8 @@ def render(record: RunRecord) -> str:
             any_best=any(cell.best for row in rows for cell in row["cells"]),
             figures=figures,
             layers={name: [row for row in record.layers if row.series == name] for name in _names(record.layers)},
-            num_free=sum(axis.status == "free" for axis in record.axes),
+            num_pinned=sum(axis.status == "pinned" for axis in record.axes),
+            num_inexact=sum(axis.status == "inexact" for axis in record.axes),
             recipe=yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True) if record.recipe else "",
             num_charts=sum(figure.spec is not None for figure in figures.values() if figure),
             themes={"light": plots.theme(), "dark": plots.theme(dark=True)},
@@ -250,6 +251,15 @@ def _figures(record: RunRecord) -> dict[str, Figure | None]:
         if folded
         else None,
         "sensitivity": _sensitivity(record),
+        "axes": Figure(
+            "axes-chart",
+            "Which axes tie which layers",
+            "A row per layer that holds a matrix, in the order in which they run; a column per axis. A disc: the layer "
+            "returns the axis; a ring: it only reads it; their area: the parameters that hang on the axis there.",
+            plots.specification(plots.axes_chart(record.axes)),
+        )
+        if any(axis.ties for axis in record.axes)
+        else None,
         "history": _history(record, series),
     }
 

@@ -6,9 +6,10 @@ both. The palette is that of Okabe and Ito (2008), which keeps its order apart f
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -17,7 +18,7 @@ import altair as alt
 import vl_convert
 
 from topiarist.errors import InputError
-from topiarist.report.record import Histogram, LayerRow, Sensitivity, StepRow
+from topiarist.report.record import AxisRow, Histogram, LayerRow, Sensitivity, StepRow
 
 Chart: TypeAlias = alt.TopLevelMixin
 X = Literal["compression", "macs_remaining"]
@@ -26,6 +27,10 @@ FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, s
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])  # "v6.4": the runtime that altair's specifications are for
 _MOST_STEPS = 400  # per series; a longer history is drawn as means over equal stretches
 _FEW_LAYERS = 24  # up to so many, rows of a per-layer chart are tall
+_MANY_LAYERS = 80  # beyond so many, those of the chart of axes are as low as can be read
+_AXIS_TOOLTIP = {
+    "axis": "axis", "size": "size", "status": "status", "reason": "because", "share": "hangs on it", "here": "layer",
+}  # fmt: skip
 _SI = "datum.value === 0 ? '0' : format(datum.value, '~s')"  # 0, 500, 1.5k
 _X_TITLES = {"compression": "compression (original / remaining)", "macs_remaining": "MACs remaining (fraction)"}
 
@@ -47,6 +52,7 @@ def theme(dark: bool = False) -> dict[str, Any]:
         if dark
         else ["#f3f6f9", "#a9cbe3", "#4b8fc0", "#0b4f86", "#0a2540"]
     )
+    status = [palette[2], palette[1], muted]  # of axes: free, inexact, pinned
     return {
         "background": "transparent",
         "font": FONT,
@@ -82,7 +88,7 @@ def theme(dark: bool = False) -> dict[str, Any]:
         "title": {"color": ink, "fontSize": 13, "fontWeight": "normal", "anchor": "start"},
         "line": {"strokeWidth": 2},
         "bar": {"cornerRadiusEnd": 1},
-        "range": {"category": palette, "ordinal": [pale, palette[0]], "heatmap": heat},
+        "range": {"category": palette, "ordinal": [pale, palette[0]], "heatmap": heat, "diverging": status},
         "style": {
             "point": {"size": 42, "filled": True, "opacity": 1, "stroke": paper, "strokeWidth": 1},
             "band": {"opacity": 0.18},
@@ -381,6 +387,68 @@ def history_chart(rows: Sequence[StepRow], *, series: Sequence[str] = (), width:
     said = f"{', '.join(title for _, title, _ in panels)} over the steps of the run"
     chart: Chart = alt.vconcat(*charts, spacing=14).resolve_scale(x="shared").properties(description=said)
     return chart
+
+
+def axes_chart(rows: Sequence[AxisRow], *, width: int = 740) -> Chart:
+    """Which axes tie which layers: a row per layer in the order in which they run, a column per axis.
+
+    A line joins the layers that hold an axis; a disc marks a layer that returns it, a ring one that only reads it, and
+    their area is the fraction of the model's parameters that hangs on the axis there. The colour is the status.
+
+    Raises:
+        InputError: no axis ties a layer.
+    """
+    held = sorted((row for row in rows if row.ties), key=lambda row: (row.ties[0].depth, row.ties[-1].depth))
+    if not held:
+        raise InputError("a chart of axes needs the layers that they tie, got none; pass the rows of a traced model")
+    depths = {tie.layer: tie.depth for row in held for tie in row.ties}
+    labels = _short_names(sorted(depths, key=depths.__getitem__), limit=30)
+    step = 18 if len(labels) <= _FEW_LAYERS else 12 if len(labels) <= _MANY_LAYERS else 8
+    place = {layer: i for i, layer in enumerate(labels)}
+    data = _data([_axis_datum(column, row, place) for column, row in enumerate(held)])
+    names = json.dumps([label or "the model" for label in labels.values()])
+    ticks = alt.Axis(
+        values=list(range(len(labels))), labelExpr=f"{names}[datum.value]", labelFontSize=min(11, step - 1),
+        labelOverlap=False, domain=False, ticks=False, grid=True,
+    )  # fmt: skip
+    base = alt.Chart(data).encode(
+        x=alt.X("column:Q", title=None, axis=None, scale=alt.Scale(domain=[-0.7, len(held) - 0.3], nice=False)),
+        color=alt.Color("status:N", scale=alt.Scale(domain=["free", "inexact", "pinned"], range="diverging")),
+        tooltip=[alt.Tooltip(f"{field}:N", title=title) for field, title in _AXIS_TOOLTIP.items()],
+    )
+    down = alt.Scale(domain=[-0.6, len(labels) - 0.4], nice=False, reverse=True)
+    rest: Any = {"title": None, "axis": ticks, "scale": down}
+    y = alt.Y("layer:Q", **rest)
+    span = base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(y=alt.Y("first:Q", **rest), y2="last:Q")
+    largest = min(1.3 * step, width / len(held)) ** 2
+    area = alt.Size("params:Q", scale=alt.Scale(type="linear", range=[min(16, largest), largest]), legend=None)
+    dots = base.transform_flatten(["layer", "params", "shape", "here"])
+    rings = dots.transform_filter("datum.shape == 'reads'").mark_point(filled=False, strokeWidth=1.5)
+    discs = dots.transform_filter("datum.shape == 'returns'").mark_point(filled=True, opacity=0.9)
+    said = f"{len(held)} axes and the {len(labels)} layers that they tie"
+    chart: Chart = alt.layer(span, rings.encode(y=y, size=area), discs.encode(y=y, size=area)).properties(
+        width=min(width, 34 * len(held)), height=step * len(labels), description=said
+    )
+    return chart
+
+
+def _axis_datum(column: int, row: AxisRow, place: Mapping[str, int]) -> dict[str, Any]:
+    """One column of the chart; its layers, with what hangs on the axis there, are arrays that Vega takes apart."""
+    layers = [place[tie.layer] for tie in row.ties]
+    return {
+        "column": column,
+        "axis": row.name,
+        "size": row.size,
+        "status": row.status,
+        "reason": row.reason or "nothing forbids it",
+        "share": f"{row.params or 0:.3f} of the parameters, {row.macs or 0:.3f} of the MACs",
+        "first": min(layers),
+        "last": max(layers),
+        "layer": layers,
+        "params": [float(f"{tie.params or 0:.3g}") for tie in row.ties],
+        "shape": ["returns" if tie.returns else "reads" for tie in row.ties],
+        "here": [f"{tie.layer or 'the model'} {'returns' if tie.returns else 'reads'} it" for tie in row.ties],
+    }
 
 
 def _short_names(names: Iterable[str], limit: int) -> dict[str, str]:

@@ -146,14 +146,29 @@ class StepRow(_Value):
     removed: Reading = None
 
 
+class AxisTie(_Value):
+    """One layer that holds an axis, at its place in the order in which the layers ran: whether it returns the axis or
+    only reads it, and the fraction of the model's parameters that hangs on the axis there."""
+
+    layer: str
+    depth: Count
+    returns: bool = False
+    params: Reading = None
+
+
 class AxisRow(_Value):
-    """One axis of the model, free or pinned, with the reason and the source line."""
+    """One axis of the model: free, inexact (free, but no mask equals a cut) or pinned, with the reason and the source
+    line, what to do about it, the fractions of parameters and MACs that hang on it, and the layers it ties."""
 
     name: str
     size: Count
-    status: Literal["free", "pinned"]
+    status: Literal["free", "inexact", "pinned"]
     reason: str = ""
     where: str = ""
+    advice: str = ""
+    params: Reading = None
+    macs: Reading = None
+    ties: tuple[AxisTie, ...] = ()
 
 
 class RunRecord(_Value):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
+
+from torch import nn
 
 from topiarist.errors import InputError, nearest
 from topiarist.structure.base import Structure
 from topiarist.structure.channel import Channel
 from topiarist.structure.head import Head
+from topiarist.structure.rounding import multiple_for
 from topiarist.structure.weight import Weight
 
 __all__ = ["STRUCTURES", "Channel", "Head", "Structure", "Weight", "resolve"]
@@ -16,11 +20,16 @@ __all__ = ["STRUCTURES", "Channel", "Head", "Structure", "Weight", "resolve"]
 STRUCTURES: dict[str, Callable[[], Structure]] = {"weight": Weight, "channel": Channel, "head": Head}
 
 
-def resolve(structure: str | Structure, round_to: int | None = None) -> Structure:
+def resolve(
+    structure: str | Structure, round_to: int | Literal["auto"] | None = None, model: nn.Module | None = None
+) -> Structure:
     """The structure a word stands for, rounding to ``round_to`` if it is given; an object is passed through.
 
+    ``round_to="auto"`` is the multiple that the device of ``model`` computes in; see `topiarist.structure.rounding`.
+
     Raises:
-        InputError: the word is not known, or rounding is asked of a structure that does not round.
+        InputError: the word is not known, or rounding is asked of a structure that does not round, or for a device
+            of which nothing is known.
 
     Example:
         >>> resolve("channel", round_to=8)
@@ -34,4 +43,8 @@ def resolve(structure: str | Structure, round_to: int | None = None) -> Structur
         return structure
     if not isinstance(structure, Channel):
         raise InputError(f"round_to is for structure 'channel', {structure} does not round")
+    if round_to == "auto":
+        if model is None:
+            raise InputError("round_to='auto' goes by the device of the model: pass the model, or a number")
+        round_to = multiple_for(model)
     return replace(structure, round_to=round_to)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import InputError
 from topiarist.graph import Axes
+from topiarist.graph.reasons import FIXED
 from topiarist.plan import Member, Units
 from topiarist.saliency.base import Slices
 
@@ -63,15 +64,11 @@ def require_some(units: list[Units], what: str, axes: Axes) -> list[Units]:
         InputError: there are no units.
     """
     if not units:
-        pinned = "; ".join(f"{a.name}: {a.pins[0]}" for a in axes.axes if a.pins and not _is_shape(a.pins[0]))
+        pinned = "; ".join(f"{a.name}: {a.pins[0]}" for a in axes.axes if a.pins and a.pins[0].kind not in FIXED)
         raise InputError(
             f"the model has no {what} that may go ({pinned or 'no parameters take part'}); try axes.summary()"
         )
     return units
-
-
-def _is_shape(reason: str) -> bool:
-    return reason.startswith(("it is a spatial extent", "it is a dimension of the model's"))
 
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:

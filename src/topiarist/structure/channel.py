@@ -15,24 +15,28 @@ from topiarist.graph import Axes, AxisInfo
 from topiarist.plan import Units
 from topiarist.structure.base import require_some
 
+_NUM_SHOWN = 4  # axes in a message
+
 
 @dataclass(frozen=True)
 class Channel:
     """One unit an index of an axis that is not a head axis; at least one index of each axis stays.
 
-    With ``round_to`` a unit is that many indices, the lowest together, and a multiple of it stays of every axis (all of
-    an axis that is smaller): hardware computes in blocks, and an odd width costs as much as the next multiple.
+    With ``round_to`` a unit is that many indices, the lowest together, and a multiple of it stays of every axis that
+    loses any: hardware computes in blocks, and an odd width costs as much as the next multiple (docs/rounding.md).
+    Axes that shrink only together keep a multiple each, but for heads, which are no channels; where no cut leaves one,
+    they stay whole.
 
     Raises:
-        InputError: ``round_to`` is less than 1.
+        InputError: ``round_to`` is no whole number from 1 up.
     """
 
     round_to: int = 1
     is_physical: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.round_to < 1:
-            raise InputError(f"round_to must be 1 or more, got {self.round_to}; try 8")
+        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
+            raise InputError(f"round_to must be a whole number, 1 or more, got {self.round_to!r}; try 8")
 
     def units(self, axes: Axes, keep: Sequence[str] = ()) -> list[Units]:
         """One set of units per free axis.
@@ -40,8 +44,14 @@ class Channel:
         Raises:
             InputError: a pattern of ``keep`` matches no module, or no axis is left.
         """
-        units = [_rounded(u, self.round_to, axes) for u in units_of(axes, keep, heads=False)]
-        return require_some([u for u in units if u.num > u.minimum], "channel", axes)
+        whole = require_some([u for u in units_of(axes, keep, heads=False) if u.num > u.minimum], "channel", axes)
+        units = [found for u in whole if (found := _rounded(u, axes, self.round_to)) is not None]
+        if not units:
+            sizes = ", ".join(f"{u.name}: {axes[u.name].size}" for u in whole[:_NUM_SHOWN])
+            raise InputError(
+                f"no cut leaves a multiple of round_to={self.round_to} channels ({sizes}); try a smaller one"
+            )
+        return units
 
 
 def units_of(axes: Axes, keep: Sequence[str], *, heads: bool) -> list[Units]:
@@ -65,23 +75,33 @@ def axis_units(axis: AxisInfo) -> Units:
     return Units(axis.name, axis.size, axis.members, axis.layer, axis.kind, minimum=axis.minimum)
 
 
-def _rounded(units: Units, to: int, axes: Axes) -> Units:
-    """Units of ``to`` indices, the first of what is beyond a multiple.
-
-    Axes that shrink together keep their steps, unless they are of one size and lose one index each.
-    """
-    step = units.step or ((units.name, 1),)
-    if to == 1 or len({(axes[name].size, size) for name, size in step}) > 1 or step[0][1] > 1:
+def _rounded(units: Units, axes: Axes, to: int) -> Units | None:
+    """Units of as many steps as leave a multiple of ``to`` of every axis of channels, the first of what is beyond a
+    multiple; None where no cut does."""
+    if to == 1:
         return units
+    step = units.step or ((units.name, 1),)
+    channels = [(axes[name].size, size) for name, size in step if not axes[name].is_head]
+    stay = [
+        num
+        for num in range(units.num - 1, units.minimum - 1, -1)  # steps that may stay: all of one remainder
+        if all((whole - (units.num - num) * size) % to == 0 for whole, size in channels)
+    ]
+    if not stay:
+        return None
+    first = units.num - stay[0]
+    several = stay[0] - stay[1] if len(stay) > 1 else first
     return replace(
         units,
-        num=-(-units.num // to),
-        minimum=-(-units.minimum // to),
+        num=len(stay) + 1,
+        minimum=1,
         members=(),
-        step=tuple((name, to) for name, _ in step),
+        step=tuple((name, several * size) for name, size in step),
+        first=tuple(first * size for _, size in step),
     )
 
 
 def _stepped(axis: AxisInfo, together: Sequence[AxisInfo]) -> Units:
     num = min(a.size // size for a, (_, size) in zip(together, axis.step, strict=True))
-    return Units(axis.name, num, (), axis.layer, axis.kind, minimum=axis.minimum, step=axis.step)
+    first = tuple(size for _, size in axis.step)
+    return Units(axis.name, num, (), axis.layer, axis.kind, minimum=axis.minimum, step=axis.step, first=first)

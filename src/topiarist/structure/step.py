@@ -1,4 +1,4 @@
-"""Units that take indices of several axes at once: heads of every block and the stream they are cut from, say.
+"""Units that take several indices at once: eight channels; heads of every block and the stream they are cut from.
 
 Which index of one axis goes with which of another is nobody's choice but the score's: the lowest of each go together.
 """
@@ -23,19 +23,22 @@ def ranked(units: Units, axes: Axes, score: Score, gone: Mapping[str, Tensor]) -
 
     Returns:
         The units with their assignment; their scores, the sum over axes of the scores of their indices over the
-        axis' mean: (num units,); and which of them are gone: bool (num units,).
+        axis' mean: (num units,), never less than that of the unit before, since they go in this order; and which of
+        them are gone: bool (num units,).
     """
     total = torch.zeros(units.num, dtype=torch.float64)
     assigned: list[tuple[str, Tensor]] = []
     num_gone = 0
-    for name, size in units.step:
+    for (name, size), first in zip(units.step, units.first, strict=True):
         scores = score(axis_units(axes[name])).double().cpu()
         scores = scores / (scores.abs().mean() or 1.0)
         lost = gone.get(name, torch.zeros(len(scores), dtype=torch.bool))
         order = torch.argsort(scores.masked_fill(lost, -torch.inf), stable=True)
-        assigned.append((name, _in_order(order, units.num, size)))
-        num_gone = -(-int(lost.sum()) // size)
-        total.index_add_(0, *_members(assigned[-1][1], scores))
+        assigned.append((name, _in_order(order, units.num, size, first)))
+        beyond = max(0, int(lost.sum()) - first)
+        num_gone = -(-beyond // size) + 1 if bool(lost.any()) else 0
+        total.index_add_(0, assigned[-1][1], scores)
+    total[num_gone:] = total[num_gone:].cummax(0).values
     return replace(units, assigned=tuple(assigned)), total, torch.arange(units.num) < num_gone
 
 
@@ -48,23 +51,16 @@ def by_axis(all_units: Sequence[Units], removed: Mapping[str, Tensor], axes: Axe
     found = {name: gone.cpu() for name, gone in removed.items() if name not in steps}
     for units in steps.values():
         gone = removed[units.name].cpu()
-        for name, size in units.step:
+        for (name, size), first in zip(units.step, units.first, strict=True):
             unit = dict(units.assigned).get(name)
-            unit = _in_order(torch.arange(axes[name].size), units.num, size) if unit is None else unit
-            found[name] = gone[unit.clamp(min=0)] & (unit >= 0)
+            unit = _in_order(torch.arange(axes[name].size), units.num, size, first) if unit is None else unit
+            found[name] = gone[unit]
     return found
 
 
-def _in_order(order: Tensor, num: int, size: int) -> Tensor:
-    """Units of ``size`` indices in the order given; where one more is wanted, the first takes what is beyond them."""
-    beyond = len(order) - (num - 1) * size
-    unit = torch.full((len(order),), -1)
-    if beyond < size:
-        unit[order] = torch.cat([torch.zeros(beyond, dtype=torch.long), torch.arange(1, num).repeat_interleave(size)])
-    else:
-        unit[order[: num * size]] = torch.arange(num).repeat_interleave(size)
+def _in_order(order: Tensor, num: int, size: int, first: int) -> Tensor:
+    """Units in the order given: ``first`` indices, then ``size`` each, and for the last what is left."""
+    place = torch.arange(len(order))
+    unit = torch.empty(len(order), dtype=torch.long)
+    unit[order] = torch.where(place < first, 0, 1 + (place - first) // size).clamp(max=num - 1)
     return unit
-
-
-def _members(unit: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    return unit[unit >= 0], scores[unit >= 0]

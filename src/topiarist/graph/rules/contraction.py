@@ -83,7 +83,7 @@ def _convolution(
     tracked, kernel = trace[x], trace[weight]
     channels, *image = tracked.axes[-(rank + 1) :]
     for axis in (*image, *kernel.axes[2:]):
-        trace.pin(axis, "it is a spatial extent")
+        trace.pin(axis, "it is a spatial extent", "spatial")
     num_in = tuple(x.shape)[-(rank + 1)]
     num_out = tuple(out.shape)[-(rank + 1)]
     inner = trace.graph.split(channels, [groups, num_in // groups], "groups")
@@ -96,7 +96,7 @@ def _convolution(
         outer = kernel.axes[0]
     for a, b in ties:
         trace.unify(a, b, "convolution")
-    spatial = trace.pinned(tuple(out.shape)[-rank:], "it is a spatial extent")
+    spatial = trace.pinned(tuple(out.shape)[-rank:], "it is a spatial extent", "spatial")
     batch = tracked.axes[: -(rank + 1)]
     pixels = image if transposed else spatial
     trace.cost(*batch, *kernel.axes, *pixels, source=kernel.source)
@@ -117,8 +117,8 @@ def _attention(
             trace.unify(q.axes[i], k.axes[i], "attention")
             trace.unify(k.axes[i], v.axes[i], "attention")
         else:
-            trace.pin(q.axes[i], "heads share keys and values in groups")
-            trace.pin(k.axes[i], "heads share keys and values in groups")
+            trace.pin(q.axes[i], "heads share keys and values in groups", "groups")
+            trace.pin(k.axes[i], "heads share keys and values in groups", "groups")
     trace.unify(k.axes[-2], v.axes[-2], "attention")
     for mask in (m for m in (*args, *kwargs.values()) if isinstance(m, Tensor)):  # broadcast to (…, queries, keys)
         weights = (*q.axes[:-1], k.axes[-2])

@@ -20,7 +20,7 @@ _LOOKED_UP = "its indices are looked up by value"
 @rule(aten.embedding)
 def _embedding(trace: Trace, out: Tensor, weight: Tensor, indices: Tensor, *_: Any) -> None:
     table, places = trace[weight], trace[indices]
-    trace.pin(table.axes[0], _LOOKED_UP)
+    trace.pin(table.axes[0], _LOOKED_UP, "lookup")
     trace.put(out, (*places.axes, table.axes[1]), (*([False] * indices.dim()), table.zero[1]))
 
 
@@ -28,7 +28,7 @@ def _embedding(trace: Trace, out: Tensor, weight: Tensor, indices: Tensor, *_: A
 def _index_select(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor) -> None:
     tracked = trace[x]
     axes = list(tracked.axes)
-    trace.pin(axes[dim], _LOOKED_UP)
+    trace.pin(axes[dim], _LOOKED_UP, "lookup")
     axes[dim] = trace.pinned([out.shape[dim]], "it is looked up by value")[0]
     trace.put(out, axes, tracked.zero, tracked.source)
 
@@ -45,7 +45,7 @@ def _index(trace: Trace, out: Tensor, x: Tensor, indices: Sequence[Tensor | None
             places.extend(range(dim, dim + num))
         dim += num
     for d in places:
-        trace.pin(tracked.axes[d], _LOOKED_UP)
+        trace.pin(tracked.axes[d], _LOOKED_UP, "lookup")
     kept = [d for d in range(len(tracked.axes)) if d not in places]
     together = places == list(range(places[0], places[-1] + 1))
     first = len([d for d in kept if d < places[0]]) if together else 0
@@ -62,7 +62,7 @@ def _gather(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, **_: 
     tracked, places = trace[x], trace[index]
     for d in range(out.dim()):
         if d == dim % out.dim() or x.shape[d] != out.shape[d]:
-            trace.pin(tracked.axes[d], _LOOKED_UP)
+            trace.pin(tracked.axes[d], _LOOKED_UP, "lookup")
         else:
             trace.unify(tracked.axes[d], places.axes[d], "gather")
     trace.put(out, places.axes, [False] * out.dim())

@@ -22,9 +22,9 @@ def _image(name: str, rank: int) -> None:
     def run(trace: Trace, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
         tracked = trace[x]
         for axis in tracked.axes[-rank:]:
-            trace.pin(axis, "it is a spatial extent")
+            trace.pin(axis, "it is a spatial extent", "spatial")
         for tensor in tree_leaves(out):
-            image = trace.pinned(tensor.shape[-rank:], "it is a spatial extent")
+            image = trace.pinned(tensor.shape[-rank:], "it is a spatial extent", "spatial")
             trace.put(tensor, (*tracked.axes[:-rank], *image), (*tracked.zero[:-rank], *([False] * rank)))
 
 
@@ -48,8 +48,8 @@ def _pixel_shuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> None:
     kept = trace.graph.split(channels, [out.shape[-3], factor, factor], "pixel shuffle")
     trace.tie(Term("//", channels, factor**2), kept[0])
     for axis in (*kept[1:], *tracked.axes[-2:]):
-        trace.pin(axis, "it is a spatial extent")
-    image = trace.pinned(out.shape[-2:], "it is a spatial extent")
+        trace.pin(axis, "it is a spatial extent", "spatial")
+    image = trace.pinned(out.shape[-2:], "it is a spatial extent", "spatial")
     trace.put(out, (*batch, kept[0], *image), (*tracked.zero[:-2], False, False))
 
 
@@ -58,7 +58,7 @@ def _pixel_unshuffle(trace: Trace, out: Tensor, x: Tensor, factor: int) -> None:
     tracked = trace[x]
     *batch, channels, _, _ = tracked.axes
     for axis in tracked.axes[-2:]:
-        trace.pin(axis, "it is a spatial extent")
-    pixels = trace.pinned((factor, factor), "it is a spatial extent")
-    image = trace.pinned(out.shape[-2:], "it is a spatial extent")
+        trace.pin(axis, "it is a spatial extent", "spatial")
+    pixels = trace.pinned((factor, factor), "it is a spatial extent", "spatial")
+    image = trace.pinned(out.shape[-2:], "it is a spatial extent", "spatial")
     trace.put(out, (*batch, trace.graph.product([channels, *pixels]), *image), (*tracked.zero[:-2], False, False))

@@ -209,7 +209,7 @@ def _glu(trace: Trace, out: Tensor, tensor: Tensor, dim: int = -1) -> None:
 def _channel_shuffle(trace: Trace, out: Tensor, tensor: Tensor, groups: int) -> None:
     tracked = trace[tensor]
     count, rest = trace.graph.split(tracked.axes[1], [groups, out.shape[1] // groups], "channel shuffle")
-    trace.pin(count, "it counts the groups of a channel shuffle")
+    trace.pin(count, "it counts the groups of a channel shuffle", "groups")
     trace.tie(Term("//", tracked.axes[1], groups), rest)
     trace.put(out, (tracked.axes[0], trace.graph.product([rest, count]), *tracked.axes[2:]), tracked.zero)
 
