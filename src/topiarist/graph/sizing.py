@@ -28,10 +28,11 @@ class Sizing:
         self.integers = dict(integers)
         self.held = {leaf for axis in held for leaf in graph.leaves(axis)}
         self.constraints = self._valid(constraints)
+        self._leaves_of = {id(c): self._leaves(c) for c in self.constraints}
         self._by_leaf: dict[Axis, list[Constraint]] = defaultdict(list)
         self._by_path: dict[str, list[Constraint]] = defaultdict(list)
         for c in self.constraints:
-            for leaf in self._leaves(c):
+            for leaf in self._leaves_of[id(c)]:
                 self._by_leaf[leaf].append(c)
             for path in _paths(c.expression):
                 self._by_path[path].append(c)
@@ -90,8 +91,10 @@ class Sizing:
                     known.update(self._solved(c, unknown.pop(), known, measure))
                 if evaluate(c.expression, known, measure) != measure(c.axis):
                     broken.append(c)
-            if len(later) == len(pending):  # several unknowns everywhere: they stay as they are
-                known.update({p: self.integers[p] for p in _paths(later[0].expression) if p not in known})
+            if len(later) == len(pending):  # several unknowns everywhere: all but the largest stay as they are
+                unknown = {path for path in _paths(later[0].expression) if path not in known}
+                unknown.remove(max(unknown, key=lambda path: (self.integers[path], path)))
+                known.update({path: self.integers[path] for path in unknown})
             pending = later
         return known, broken
 
@@ -132,7 +135,7 @@ class Sizing:
         broken = self._resolve(sizes, self._touched(sizes))[1]
         if not broken:
             return None
-        at_fault = [leaf for leaf in found if leaf in self._leaves(broken[0])]
+        at_fault = [leaf for leaf in found if leaf in self._leaves_of[id(broken[0])]]
         return (at_fault[-1], broken[:1]) if at_fault else None
 
     def _step(self, leaf: Axis, taken: Mapping[Axis, Step]) -> tuple[Step | None, list[Constraint]]:
@@ -155,8 +158,11 @@ class Sizing:
         known, broken = self._resolve(sizes, self._touched(sizes))
         if not broken:
             return sizes
+        fixed, last = {**sizes, **taken}, next(reversed(sizes))
+        if any(last in self._leaves_of[id(c)] and self._is_hopeless(c, fixed, sizes, known) for c in broken):
+            return None
         for c in broken:
-            for leaf in self._followers(c, {**sizes, **taken}):
+            for leaf in self._followers(c, fixed):
                 size = self._size_that_meets(c, leaf, sizes, known)
                 if size is not None and patience[0] > 0:
                     found = self._completed({**sizes, leaf: size}, taken, patience)
@@ -164,10 +170,21 @@ class Sizing:
                         return found
         return None
 
+    def _is_hopeless(
+        self, c: Constraint, fixed: Mapping[Axis, object], sizes: Mapping[Axis, int], known: Mapping[str, int]
+    ) -> bool:
+        """Whether nothing that may still follow can meet ``c``: it holds one such leaf at most, and no attribute."""
+        free = self._followers(c, fixed)
+        return (
+            len(free) <= 1
+            and not any(True for _ in _paths(c.expression))
+            and not any(self._size_that_meets(c, leaf, sizes, known) for leaf in free)
+        )
+
     def _followers(self, c: Constraint, fixed: Mapping[Axis, object]) -> list[Axis]:
         """The leaves of a constraint that could follow, those of its axis first."""
         own = list(self.graph.leaves(c.axis))
-        found = dict.fromkeys([*own, *self._leaves(c)])
+        found = dict.fromkeys([*own, *self._leaves_of[id(c)]])
         return [leaf for leaf in found if leaf in self.held and leaf not in fixed and not leaf.pins and leaf.size > 1]
 
     def _size_that_meets(
@@ -178,15 +195,33 @@ class Sizing:
         measure = self._measure(sizes)
         holds = [a for a in atoms_in(c.expression) if isinstance(a, Axis) and leaf in set(self.graph.leaves(a))]
         if leaf in set(self.graph.leaves(c.axis)):
-            axis, wanted = c.axis, None if holds else evaluate(c.expression, attributes, measure)
+            if holds:
+                return self._size_on_both_sides(c, leaf, sizes, attributes)
+            axis, wanted = c.axis, evaluate(c.expression, attributes, measure)
         else:
             axis = holds[0]
-            wanted = solve(c.expression, measure(c.axis), lambda atom: atom is axis, attributes, measure)
-        if wanted is None:
-            return None
+            found = solve(c.expression, measure(c.axis), lambda atom: atom is axis, attributes, measure)
+            if found is None:
+                return None
+            wanted = found
         nothing, one = (self.graph.measure(axis, {**sizes, leaf: n}) for n in (0, 1))
         size, rest = divmod(wanted - nothing, one - nothing)
         return size if rest == 0 and 1 <= size < leaf.size else None
+
+    def _size_on_both_sides(
+        self, c: Constraint, leaf: Axis, sizes: Mapping[Axis, int], attributes: Mapping[str, int]
+    ) -> int | None:
+        """The size of ``leaf`` that meets ``c``, which holds it twice: where a line through two points crosses zero."""
+
+        def gap(size: int) -> int:
+            measure = self._measure({**sizes, leaf: size})
+            return evaluate(c.expression, attributes, measure) - measure(c.axis)
+
+        first, last = gap(1), gap(leaf.size)
+        if first == last:
+            return None
+        root = round(leaf.size - last * (leaf.size - 1) / (last - first))
+        return next((n for n in (root, root - 1, root + 1) if 1 <= n < leaf.size and gap(n) == 0), None)
 
     def _repeats(self, step: Step) -> bool:
         """Whether two steps, and as many as leave something, are steps as well."""
