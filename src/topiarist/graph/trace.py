@@ -32,6 +32,7 @@ from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.leaks import evict
+from topiarist.graph.rehearsal import Number, Numbers, Performance, faults, numbers_in
 from topiarist.graph.rules import RULES
 from topiarist.graph.sizes import (
     Attribute,
@@ -72,6 +73,7 @@ class Trace:
     def __init__(self) -> None:
         self.graph = AxisGraph()
         self.costs: list[Cost] = []
+        self.numbers: Performance = []  # that operators were given in evaluation mode
         self.constraints: list[Constraint] = []
         self.integers: dict[str, int] = {}  # attribute → value, as the model has them
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
@@ -291,6 +293,8 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if self.trace.counting and (values := numbers_in(func, args, kwargs)):
+            self.trace.numbers.append(Number(func.name(), values))
         self.trace.operator(func, args, kwargs, out)
         return out
 
@@ -396,18 +400,54 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
         for mode in ("evaluation", "training"):
             state.counting = mode == "evaluation"
             try:
-                _run(state, model, mode == "training", example_inputs)
+                ran = _run(state, model, mode == "training", example_inputs)
             except Exception as error:  # whatever a model may raise; it is chained below
                 errors[mode] = _without_frames(error)
             if mode == "evaluation":
-                used = set(state.used)
+                used, on_meta = set(state.used), not errors and ran is _on_meta
     state.close()
     if "evaluation" in errors:
         raise _trace_error(model, example_inputs, errors["evaluation"])
     for name in sorted(state.used - used) if "training" in errors else ():  # who else reads them is not known
         for axis in tensors[name].axes:
             state.graph.pin(axis, f"{name} is used in training mode, which does not run on the example inputs")
-    return Axes(model, state, tensors, integers, errors.get("training"))
+
+    def collected() -> Axes:
+        return Axes(model, state, tensors, integers, errors.get("training"))
+
+    return _rehearsed(collected, state.numbers, model, example_inputs) if on_meta else collected()
+
+
+def _rehearsed(collected: Callable[[], Axes], traced: Performance, model: nn.Module, example_inputs: Any) -> Axes:
+    """The axes, once half of all that may shrink has gone in a rehearsal and those at fault are pinned."""
+    axes = collected()
+    with random_states_kept(model):
+        while found := faults(axes, traced, lambda sizes: _performance(model, axes, example_inputs, sizes)):
+            for leaf, reason in found.items():
+                axes.graph.pin(leaf, reason)
+            axes = collected()
+    return axes
+
+
+def _performance(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
+    """Run a copy with other sizes on meta tensors in evaluation mode: the numbers that its operators are given.
+
+    Raises:
+        Whatever the model raises.
+    """
+    twins: dict[int, Tensor] = {}
+    for name, tensor, _ in model_tensors(model):
+        shape = [axes.graph.measure(axis, sizes) for axis in axes.tensors[name].axes]
+        twins.setdefault(id(tensor), _twin(tensor, shape))
+    clone = structural_copy(model, twins).eval()
+    for path, value in axes.sizing.attributes(sizes)[0].items():
+        attributes.set(clone, path, value)
+    inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
+    numbers = Numbers()
+    with _plain_operators(), numbers:
+        call(clone, inputs)
+    evict(numbers.made)
+    return numbers.found
 
 
 def _without_frames(error: Exception) -> Exception:
@@ -466,23 +506,28 @@ def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) -> None:
-    """Run a fresh copy on meta tensors, which is fastest; where that fails, on fake ones, and at last on real ones."""
-    if any(_succeeds(attempt, state, model, training, example_inputs) for attempt in (_on_meta, _on_fake)):
-        return
+def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) -> Callable[..., None] | None:
+    """Run a fresh copy on meta tensors, which is fastest; where that fails, on fake ones, and at last on real ones.
+
+    Returns what succeeded: `_on_meta`, `_on_fake`, or None for real tensors.
+    """
+    for attempt in (_on_meta, _on_fake):
+        if _succeeds(attempt, state, model, training, example_inputs):
+            return attempt
     with _tensors_restored(model):
         _forward(state, structural_copy(model), training, fresh(example_inputs))
     state.forget(model)
+    return None
 
 
 def _succeeds(attempt: Callable[..., None], state: Trace, model: nn.Module, *args: Any) -> bool:
-    """Whether a model runs on tensors without values; what it costs counts only if it does."""
-    costs = len(state.costs)
+    """Whether a model runs on tensors without values; what it costs and computes with counts only if it does."""
+    costs, numbers = len(state.costs), len(state.numbers)
     succeeds = True
     try:
         attempt(state, model, *args)
     except Exception:  # whatever a model may raise
-        del state.costs[costs:]
+        del state.costs[costs:], state.numbers[numbers:]
         succeeds = False
     state.forget(model)
     return succeeds
@@ -495,15 +540,16 @@ def _on_meta(state: Trace, model: nn.Module, training: bool, example_inputs: Any
     if devices and not {t.device for t in tensors_in(example_inputs)} <= devices:
         raise ValueError("inputs on a device that holds nothing of the model: without devices it would not show")
     with torch.inference_mode(False):
-        twins = {key: _twin(tensor) for key, tensor in originals.items()}
+        twins = {key: _twin(tensor, tensor.shape) for key, tensor in originals.items()}
         inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
     for key, twin in twins.items():
         state.alias(twin, originals[key])
     _forward(state, structural_copy(model, twins), training, inputs)
 
 
-def _twin(tensor: Tensor) -> Tensor:
-    twin = torch.empty_like(tensor, device="meta")
+def _twin(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    same = tuple(shape) == tuple(tensor.shape)
+    twin = torch.empty_like(tensor, device="meta") if same else tensor.new_empty(shape, device="meta")
     return nn.Parameter(twin, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
 
 
@@ -524,16 +570,12 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
     clone.train(training)
     integers = attributes.integer_attributes(clone)
     tracked = {path: Size(value, Attribute(path), state) for path, value in integers.items()}
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-        torch.backends.mha.set_fastpath_enabled(False)
         for name, module in clone.named_modules():
             handle = module.register_forward_hook(_recorder(state, name))
             stack.callback(handle.remove)
         stack.enter_context(attributes.replaced(clone, tracked))
-        stack.enter_context(torch.inference_mode(False))  # it would hide operators inside of others
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(_plain_operators())
         stack.enter_context(_Operators(state))
         stack.enter_context(_Functions(state))
         out = call(clone, inputs)
@@ -541,6 +583,18 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
     for tensor in tensors_in(out):
         for axis in state[tensor].axes:
             state.graph.pin(axis, "it is a dimension of the model's output")
+
+
+@contextmanager
+def _plain_operators() -> Iterator[None]:
+    """Inside the ``with``, no operators run hidden inside of others."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def _recorder(state: Trace, name: str) -> Callable[[nn.Module, Any, Any], None]:
