@@ -34,6 +34,7 @@ from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.leaks import evict
 from topiarist.graph.rehearsal import Number, Numbers, Performance, faults, numbers_in
 from topiarist.graph.rules import RULES
+from topiarist.graph.rules.recurrent import WithoutSteps, recurrent_functions
 from topiarist.graph.sizes import (
     Attribute,
     Constraint,
@@ -350,6 +351,7 @@ _READERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.numel: _numel,
     torch.Tensor.nelement: _numel,
     torch.numel: _numel,
+    **recurrent_functions(),
 }
 
 _HAND_OVER = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
@@ -444,9 +446,12 @@ def _performance(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mappi
         attributes.set(clone, path, value)
     inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
     numbers = Numbers()
-    with _plain_operators(), numbers:
-        call(clone, inputs)
-    evict(numbers.made)
+    try:
+        with _plain_operators(), WithoutSteps(), numbers:
+            call(clone, inputs)
+    finally:
+        del clone  # what it keeps is its own
+        evict(numbers.made)
     return numbers.found
 
 
