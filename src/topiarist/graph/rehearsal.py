@@ -16,12 +16,13 @@ from weakref import ref
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from topiarist.graph.axis import Axis
 from topiarist.graph.groups import Axes
-from topiarist.graph.sizes import plain, source_line
+from topiarist.graph.sizes import line_of, plain, source_line
 
 _PATIENCE = 60  # runs of one model
 _SHORT = 16  # entries of a tensor made of numbers in Python
@@ -137,10 +138,14 @@ def _fault(whole: Performance, perform: Callable[[], Performance]) -> str | None
     """Why a smaller model is not the whole one with less in it, or None."""
     try:
         small = perform()
+    except DataDependentOutputException:  # of the smaller tensors no values are known
+        return None
     except Exception as error:  # whatever a model may raise
-        return f"the model does not run with less of it ({type(error).__name__}: {str(error)[:200]})"
+        return f"the model does not run with less of it ({type(error).__name__}: {str(error)[:200]}), at {line_of(error)}"
     for before, after in zip(whole, small, strict=False):
         if before != after:
             what = "its size becomes a value" if before.operator == after.operator else "its size decides what runs"
             return f"{what}, at {after.where}"
-    return None if len(whole) == len(small) else "its size decides what runs"
+    beyond = [*whole[len(small) :], *small[len(whole) :]]
+    return f"its size decides what runs, at {beyond[0].where}" if beyond else None
+

@@ -13,6 +13,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from traceback import walk_tb
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -237,8 +239,22 @@ def source_line() -> str:
     """The innermost line of the model's own code on the stack, as ``folder/file.py:line``."""
     frame = sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_SKIPPED):
-            return "/".join(name.split(os.sep)[-2:]) + f":{frame.f_lineno}"
+        if is_of_the_model(frame):
+            return _written(frame, frame.f_lineno)
         frame = frame.f_back  # type: ignore[assignment]
     return "an unknown line"
+
+
+def line_of(error: BaseException) -> str:
+    """The innermost line of the model's own code that an error came through, likewise."""
+    lines = [_written(frame, line) for frame, line in walk_tb(error.__traceback__) if is_of_the_model(frame)]
+    return lines[-1] if lines else "an unknown line"
+
+
+def is_of_the_model(frame: FrameType) -> bool:
+    """Whether neither torch's code runs in a frame nor that of the trace."""
+    return not frame.f_code.co_filename.startswith(_SKIPPED)
+
+
+def _written(frame: FrameType, line: int) -> str:
+    return "/".join(frame.f_code.co_filename.split(os.sep)[-2:]) + f":{line}"

@@ -16,6 +16,7 @@ from topiarist.graph.sizes import Attribute, Constraint, Expression, Term, atoms
 
 Step = dict[Axis, int]  # leaf → how many of its indices go together with those of the others
 _PATIENCE = 200  # combinations tried for one axis
+_STRIDES = (1, 2, 3, 4, 6, 8)  # of its indices tried at a time: half a head, say, when there are two halves
 
 
 class Sizing:
@@ -144,11 +145,13 @@ class Sizing:
         broken = self._resolve(alone, self._touched(alone))[1]
         if not broken:
             return {leaf: 1}, []
-        sizes = self._completed(alone, taken, [_PATIENCE])
-        if sizes is None:
-            return None, broken
-        step = {member: member.size - size for member, size in sizes.items()}
-        return (step, []) if self._repeats(step) else (None, broken)
+        patience = [_PATIENCE]
+        for num in (n for n in _STRIDES if n < leaf.size):
+            sizes = self._completed({leaf: leaf.size - num}, taken, patience)
+            step = {} if sizes is None else {member: member.size - size for member, size in sizes.items()}
+            if step and self._repeats(step):
+                return step, []
+        return None, broken
 
     def _completed(
         self, sizes: dict[Axis, int], taken: Mapping[Axis, Step], patience: list[int]

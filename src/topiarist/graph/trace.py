@@ -406,7 +406,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
             except Exception as error:  # whatever a model may raise; it is chained below
                 errors[mode] = _without_frames(error)
             if mode == "evaluation":
-                used, on_meta = set(state.used), not errors and ran is _on_meta
+                used, without_values = set(state.used), None if errors else ran
     state.close()
     if "evaluation" in errors:
         raise _trace_error(model, example_inputs, errors["evaluation"])
@@ -417,34 +417,52 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
     def collected() -> Axes:
         return Axes(model, state, tensors, integers, errors.get("training"))
 
-    return _rehearsed(collected, state.numbers, model, example_inputs) if on_meta else collected()
+    if without_values is None:
+        return collected()
+    return _rehearsed(collected, state.numbers, model, example_inputs, without_values is _on_meta)
 
 
-def _rehearsed(collected: Callable[[], Axes], traced: Performance, model: nn.Module, example_inputs: Any) -> Axes:
+def _rehearsed(
+    collected: Callable[[], Axes], traced: Performance, model: nn.Module, example_inputs: Any, on_meta: bool
+) -> Axes:
     """The axes, once half of all that may shrink has gone in a rehearsal and those at fault are pinned."""
     axes = collected()
+    perform = _on_meta_again if on_meta else _on_fake_again
     with random_states_kept(model):
-        while found := faults(axes, traced, lambda sizes: _performance(model, axes, example_inputs, sizes)):
+        while found := faults(axes, traced, lambda sizes: perform(model, axes, example_inputs, sizes)):
             for leaf, reason in found.items():
                 axes.graph.pin(leaf, reason)
             axes = collected()
     return axes
 
 
-def _performance(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
-    """Run a copy with other sizes on meta tensors in evaluation mode: the numbers that its operators are given.
+def _on_meta_again(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
+    """Run a copy with other sizes: the numbers that its operators are given."""
+    inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
+    twins = {id(t): _twin(t, shape) for t, shape in _shapes(model, axes, sizes)}
+    return _performance(model, axes, sizes, twins, inputs)
 
-    Raises:
-        Whatever the model raises.
-    """
-    twins: dict[int, Tensor] = {}
+
+def _on_fake_again(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
+    """The same on fake tensors: those that keep their shapes keep their values too."""
+    with _quiet(), _tensors_restored(model, _CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, example_inputs)
+        shapes = [(t, shape) for t, shape in _shapes(model, axes, sizes) if shape != tuple(t.shape)]
+        twins = {id(t): _twin(t, shape, t.device) for t, shape in shapes}
+        return _performance(model, axes, sizes, twins, inputs)
+
+
+def _shapes(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
     for name, tensor, _ in model_tensors(model):
-        shape = [axes.graph.measure(axis, sizes) for axis in axes.tensors[name].axes]
-        twins.setdefault(id(tensor), _twin(tensor, shape))
+        yield tensor, tuple(axes.graph.measure(axis, sizes) for axis in axes.tensors[name].axes)
+
+
+def _performance(
+    model: nn.Module, axes: Axes, sizes: Mapping[Axis, int], twins: Mapping[int, Tensor], inputs: Any
+) -> Performance:
     clone = structural_copy(model, twins).eval()
     for path, value in axes.sizing.attributes(sizes)[0].items():
         attributes.set(clone, path, value)
-    inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
     numbers = Numbers()
     try:
         with _plain_operators(), WithoutSteps(), numbers:
@@ -545,16 +563,16 @@ def _on_meta(state: Trace, model: nn.Module, training: bool, example_inputs: Any
     if devices and not {t.device for t in tensors_in(example_inputs)} <= devices:
         raise ValueError("inputs on a device that holds nothing of the model: without devices it would not show")
     with torch.inference_mode(False):
-        twins = {key: _twin(tensor, tensor.shape) for key, tensor in originals.items()}
+        twins = {key: _twin(tensor, tuple(tensor.shape)) for key, tensor in originals.items()}
         inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
     for key, twin in twins.items():
         state.alias(twin, originals[key])
     _forward(state, structural_copy(model, twins), training, inputs)
 
 
-def _twin(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    same = tuple(shape) == tuple(tensor.shape)
-    twin = torch.empty_like(tensor, device="meta") if same else tensor.new_empty(shape, device="meta")
+def _twin(tensor: Tensor, shape: tuple[int, ...], device: torch.device | str = "meta") -> Tensor:
+    same = shape == tuple(tensor.shape)
+    twin = torch.empty_like(tensor, device=device) if same else tensor.new_empty(shape, device=device)
     return nn.Parameter(twin, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
 
 

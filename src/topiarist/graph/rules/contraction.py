@@ -64,6 +64,22 @@ def _dot(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
     trace.put(out, ())
 
 
+@rule(*named("_cdist_forward", "_euclidean_dist"))
+def _distances(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *_: Any) -> None:
+    """|a − b| of every row of one with every row of the other: exact where both are zero at a zeroed index."""
+    left, right = trace[a], trace[b]
+    k = trace.unify(left.axes[-1], right.axes[-1], "a distance")
+    if not (left.zero[-1] and right.zero[-1]):
+        trace.inexact(k, "a distance")
+    batch = [trace.graph.one] * (out.dim() - 2)
+    for axes in (left.axes[:-2], right.axes[:-2]):
+        for place, axis in enumerate(axes, len(batch) - len(axes)):
+            if trace.graph.find(axis).size != 1:
+                known = batch[place]
+                batch[place] = axis if known is trace.graph.one else trace.unify(known, axis, "a distance")
+    trace.put(out, (*batch, left.axes[-2], right.axes[-2]), [False] * out.dim())
+
+
 @rule(aten.linear)
 def _linear(trace: Trace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     k = trace.contract((x, x.dim() - 1), (weight, 1), "linear")

@@ -61,7 +61,7 @@ def _called(function: Any, trace: Trace, *args: Any) -> tuple[Tensor, ...]:
     """Call a recurrent function, tie its axes, and return what it returns."""
     trace.pin_unsettled("its size is set outside of torch's functions")
     layers = _Layers.of(function, args)
-    if layers.data.is_meta or isinstance(layers.data, FakeTensor):
+    if _has_no_values(layers.data):
         out = layers.empty()
     else:
         with _disable_current_modes():
@@ -76,11 +76,15 @@ def recurrent_functions() -> dict[Any, Callable[..., Any]]:
     return {function: partial(_called, function) for function in _NUM_GATES}
 
 
+def _has_no_values(tensor: Tensor) -> bool:
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
+
+
 class WithoutSteps(TorchFunctionMode):
-    """Inside the ``with``, recurrent functions of meta tensors return shapes alone."""
+    """Inside the ``with``, recurrent functions return shapes alone where tensors have no values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _NUM_GATES and args[0].is_meta:
+        if func in _NUM_GATES and _has_no_values(args[0]):
             return _Layers.of(func, args).empty()
         return func(*args, **(kwargs or {}))
 

@@ -1,0 +1,105 @@
+"""What Python hides of sizes: numbers and branches that follow from them are found by running a smaller model."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from topiarist.graph import trace
+from topiarist.graph.rehearsal import numbers_in
+from topiarist.shrink import verify
+from topiarist.testing.invariants import check_agreement, half_of_every_axis
+from topiarist.testing.zoo import Net, build
+
+aten = torch.ops.aten
+
+# Each entry: what makes a number or another way of a weight of shape (8, 5), applied to h of shape (3, 8).
+HIDDEN = {
+    "a float on the left of a division": lambda h, w: h * (1.0 / w.shape[0]),
+    "a float on the left of a product": lambda h, w: h * (0.5 * w.shape[0]),
+    "a logarithm": lambda h, w: h * math.log(w.shape[0]),
+    "len": lambda h, w: h / len(w),
+    "numel of a shape": lambda h, w: h / w.shape.numel(),
+    "numpy": lambda h, w: h * float(np.log(w.shape[0])),
+    "a constant tensor": lambda h, w: h + torch.tensor(0.1 * w.shape[0]),
+    "a fill value": lambda h, w: h + torch.full((3, 1), 0.1 * w.shape[0]),
+    "a slope": lambda h, w: F.leaky_relu(h, 0.01 * w.shape[0]),
+    "a branch": lambda h, w: h * 2 if w.shape[0] > 6 else h * 3,
+    "a way that is not taken": lambda h, w: h * 2 if w.shape[0] > 6 else h,
+    "a way that fails": lambda h, w: h[:, list(range(8))[: w.shape[0] + 100]].sum(1, keepdim=True) + h,
+}
+
+
+def between(code):
+    """Three linear layers: ``code`` follows the first, and nothing the second."""
+    parts = {"first": nn.Linear(5, 8), "second": nn.Linear(8, 6), "last": nn.Linear(6, 4)}
+    return Net(lambda m, x: m.last(m.second(code(m.first(x), m.first.weight))), **parts), torch.randn(3, 5)
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_python_hides_is_pinned_with_its_line(name):
+    model, inputs = between(HIDDEN[name])
+    axes = trace(model, inputs)
+    line = HIDDEN[name].__code__.co_firstlineno
+    assert any(f"test_rehearsal.py:{line}" in reason for reason in axes["first.weight:0"].pins), axes.summary()
+    assert axes.free == ["second.weight:0"]
+    cut = half_of_every_axis(model, inputs)
+    assert cut.plan.num_removed == 3
+    check_agreement(cut, inputs)
+
+
+def without_rehearsal(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("topiarist.graph.trace"), "faults", lambda *_: {})
+
+
+@pytest.mark.parametrize("name", [n for n in HIDDEN if n not in ("a way that fails", "numpy", "len")])
+def test_without_a_rehearsal_the_proof_fails(name, monkeypatch):
+    without_rehearsal(monkeypatch)
+    model, inputs = between(HIDDEN[name])
+    cut = half_of_every_axis(model, inputs)
+    assert "first.weight:0" in cut.plan.removed
+    assert not verify(model, cut.small, cut.plan, inputs).passed
+
+
+def test_of_many_axes_only_those_at_fault_are_pinned():
+    def forward(m, x):
+        for i, layer in enumerate(m.layers):
+            x = layer(x) * (0.5 * layer.weight.shape[0] if i in (2, 5) else 1.0)
+        return x
+
+    layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(9)])
+    model, inputs = Net(forward, layers=layers), torch.randn(3, 8)
+    axes = trace(model, inputs)
+    assert axes.free == [f"layers.{i}.weight:0" for i in range(8) if i not in (2, 5)]
+    check_agreement(half_of_every_axis(model, inputs), inputs)
+
+
+def test_a_branch_that_opens_with_less_than_half_is_not_seen_and_fails_the_proof():
+    """The rehearsal cuts half: a way that the code takes below a quarter is found by the proof of the cut alone."""
+    model, inputs = between(lambda h, w: h * 2 if w.shape[0] > 2 else h * 3)
+    axes = trace(model, inputs)
+    assert axes.free == ["first.weight:0", "second.weight:0"]
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet_option_b", "recurrent_layers", "einsum_attention", "dense_block"])
+def test_ordinary_nets_are_not_held_up(name, monkeypatch):
+    model, inputs = build(name)
+    rehearsed = trace(model, inputs).free
+    without_rehearsal(monkeypatch)
+    assert rehearsed == trace(model, inputs).free
+
+
+def test_numbers_are_told_from_sizes():
+    tensor = torch.ones(2, 3)
+    assert numbers_in(aten.mul.Tensor, (tensor, 0.5), {}) == (0.5,)
+    assert numbers_in(aten.view.default, (tensor, [3, 2]), {}) == ()
+    assert numbers_in(aten.full.default, ([2, 3], 4), {"device": torch.device("cpu")}) == (4,)
+    assert numbers_in(aten.lift_fresh.default, (torch.tensor([1.0, 2.0]),), {}) == (1.0, 2.0)
+    assert numbers_in(aten.lift_fresh.default, (torch.ones(100),), {}) == ()
+    assert numbers_in(aten.sum.dim_IntList, (tensor, [1], True), {}) == ()
