@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from topiarist import Budget, prune
 from topiarist.graph import trace
 from topiarist.graph.rehearsal import numbers_in
 from topiarist.shrink import verify
@@ -103,3 +104,37 @@ def test_numbers_are_told_from_sizes():
     assert numbers_in(aten.lift_fresh.default, (torch.tensor([1.0, 2.0]),), {}) == (1.0, 2.0)
     assert numbers_in(aten.lift_fresh.default, (torch.ones(100),), {}) == ()
     assert numbers_in(aten.sum.dim_IntList, (tensor, [1], True), {}) == ()
+
+
+def on_real_tensors_alone(code):
+    """Three layers whose way depends on values, so that no tensors without values can rehearse them."""
+
+    def forward(m, x):
+        x = m.first(x)
+        return m.last(m.second(code(x, m.first.weight) if float(x.detach().abs().sum()) >= 0 else x))
+
+    parts = {"first": nn.Linear(5, 8), "second": nn.Linear(8, 6), "last": nn.Linear(6, 4)}
+    return Net(forward, **parts), torch.randn(3, 5)
+
+
+@pytest.mark.parametrize("name", ["a float on the left of a product", "a branch", "a way that is not taken"])
+def test_what_only_real_tensors_show_is_excluded_before_anything_is_trained(name):
+    model, inputs = on_real_tensors_alone(HIDDEN[name])
+    assert trace(model, inputs).free == ["first.weight:0", "second.weight:0"]
+    result = prune(model, inputs, structure="channel", budget=Budget(params=0.8))
+    assert list(result.excluded) == ["first.weight:0"]
+    assert "DIFFER" in result.excluded["first.weight:0"]
+    assert list(result.plan.removed) == ["second.weight:0"]
+    assert result.verification.passed
+
+
+def test_a_fault_is_found_by_halves():
+    def forward(m, x):
+        for i, layer in enumerate(m.layers):
+            x = layer(x) * (0.5 * layer.weight.shape[0] if i == 5 and float(x.detach().abs().sum()) >= 0 else 1.0)
+        return x
+
+    model, inputs = Net(forward, layers=nn.ModuleList([nn.Linear(8, 8) for _ in range(9)])), torch.randn(3, 8)
+    result = prune(model, inputs, structure="channel", budget=Budget(params=0.7))
+    assert list(result.excluded) == ["layers.5.weight:0"]
+    assert len(result.plan.removed) == 7

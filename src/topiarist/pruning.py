@@ -200,27 +200,33 @@ def _num_steps(steps: int | None, schedule: Schedule, budget: Budget | None) -> 
 
 
 def _sound_planner(model: nn.Module, example_inputs: Any, structure: Structure, keep: Sequence[str]) -> Planner:
-    """A planner whose every axis can be cut in this model: tried with one unit of each, before any training.
+    """A planner whose every axis can be cut in this model: tried with half of each, before any training.
 
-    Where the smaller model does not run or differs from the masked one, each axis is tried alone, and those at fault
-    are excluded, with the reason.
+    Where the smaller model does not run or differs from the masked one, the axes at fault are found by halves and
+    excluded, with the reason; the others can be cut together.
     """
     planner = Planner(model, trace(model, example_inputs), structure, keep)
-    if not structure.is_physical or _fault(planner, example_inputs, [u.name for u in planner.units]) is None:
+    if not structure.is_physical:
         return planner
-    excluded = {u.name: why for u in planner.units if (why := _fault(planner, example_inputs, [u.name])) is not None}
-    planner = replace(planner, excluded=excluded)
-    together = _fault(planner, example_inputs, [u.name for u in planner.units])
-    if together is not None:
-        raise ShrinkError(f"axes that can be cut alone cannot be cut together: {together}")
-    return planner
+    return replace(planner, excluded=_at_fault(planner, example_inputs, [u.name for u in planner.units], []))
+
+
+def _at_fault(planner: Planner, example_inputs: Any, names: Sequence[str], sound: list[str]) -> dict[str, str]:
+    """Which of the named axes cannot be cut together with those that are ``sound``, and why; the others join these."""
+    why = _fault(planner, example_inputs, [*sound, *names])
+    if why is None:
+        sound.extend(names)
+        return {}
+    if len(names) == 1:
+        return {names[0]: why}
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    return {n: reason for half in halves for n, reason in _at_fault(planner, example_inputs, half, sound).items()}
 
 
 def _fault(planner: Planner, example_inputs: Any, names: Sequence[str]) -> str | None:
-    """Why the named axes cannot each lose their first unit, or None where they can."""
-    removed = {u.name: torch.zeros(u.num, dtype=torch.bool) for u in planner.units}
-    for name in names:
-        removed[name][0] = True
+    """Why the named axes cannot each lose every second unit, or None where they can."""
+    cut = set(names)
+    removed = {u.name: (torch.arange(u.num) % 2 == 1) & (u.name in cut) for u in planner.units}
     try:
         plan = planner.make(removed)
         small = shrink(planner.model, plan, example_inputs)

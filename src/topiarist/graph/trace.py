@@ -343,6 +343,17 @@ def _data(trace: Trace, tensor: Tensor) -> Tensor:
     return data
 
 
+def _whereabouts(getter: Callable[[Tensor], bool]) -> Callable[[Trace, Tensor], bool]:
+    """Reads whether a tensor is on some device, where it is on the device that it will be on."""
+
+    def read(trace: Trace, tensor: Tensor) -> bool:
+        if torch.Tensor.is_meta.__get__(tensor):  # type: ignore[attr-defined]
+            raise NotImplementedError("the model asks where a tensor lies, and the meta device is not the answer")
+        return getter(tensor)
+
+    return read
+
+
 # What hands out sizes, or tensors behind the back of the dispatcher.
 _READERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.shape.__get__: Trace.shape,  # type: ignore[attr-defined]
@@ -351,6 +362,10 @@ _READERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.numel: _numel,
     torch.Tensor.nelement: _numel,
     torch.numel: _numel,
+    **{
+        place.__get__: _whereabouts(place.__get__)
+        for place in (torch.Tensor.is_meta, torch.Tensor.is_cpu, torch.Tensor.is_cuda)  # type: ignore[attr-defined]
+    },
     **recurrent_functions(),
 }
 
