@@ -11,6 +11,7 @@ import copy
 import logging
 import math
 import random
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -43,6 +44,7 @@ from topiarist.graph.sizes import (
     Term,
     evaluate,
     expression_of,
+    is_of_the_model,
     sizes_in,
     source_line,
 )
@@ -82,6 +84,7 @@ class Trace:
         self.used: set[str] = set()
         self.parameters: set[str] = set()
         self.counting = True
+        self.is_elsewhere = False  # on the meta device in place of another
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
         self._is_closed = False
@@ -344,10 +347,10 @@ def _data(trace: Trace, tensor: Tensor) -> Tensor:
 
 
 def _whereabouts(getter: Callable[[Tensor], bool]) -> Callable[[Trace, Tensor], bool]:
-    """Reads whether a tensor is on some device, where it is on the device that it will be on."""
+    """Reads whether a tensor is on some device; of the model's own code, only where that will be so outside too."""
 
     def read(trace: Trace, tensor: Tensor) -> bool:
-        if torch.Tensor.is_meta.__get__(tensor):  # type: ignore[attr-defined]
+        if trace.is_elsewhere and is_of_the_model(sys._getframe(2)):
             raise NotImplementedError("the model asks where a tensor lies, and the meta device is not the answer")
         return getter(tensor)
 
@@ -582,7 +585,11 @@ def _on_meta(state: Trace, model: nn.Module, training: bool, example_inputs: Any
         inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
     for key, twin in twins.items():
         state.alias(twin, originals[key])
-    _forward(state, structural_copy(model, twins), training, inputs)
+    state.is_elsewhere = any(device.type != "meta" for device in devices)
+    try:
+        _forward(state, structural_copy(model, twins), training, inputs)
+    finally:
+        state.is_elsewhere = False
 
 
 def _twin(tensor: Tensor, shape: tuple[int, ...], device: torch.device | str = "meta") -> Tensor:
