@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from topiarist import Budget, prune
-from topiarist.graph import trace
+from topiarist.graph import rehearsal, trace
 from topiarist.graph.rehearsal import numbers_in
 from topiarist.shrink import verify
 from topiarist.testing.invariants import check_agreement, half_of_every_axis
@@ -56,7 +55,7 @@ def test_what_python_hides_is_pinned_with_its_line(name):
 
 
 def without_rehearsal(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("topiarist.graph.trace"), "faults", lambda *_: {})
+    monkeypatch.setattr(rehearsal, "faults", lambda *_: {})
 
 
 @pytest.mark.parametrize("name", [n for n in HIDDEN if n not in ("a way that fails", "numpy", "len")])

@@ -32,7 +32,6 @@ from topiarist.graph.sizes import (
     solve,
     source_line,
 )
-from topiarist.shrink import verify
 from topiarist.testing.invariants import check_agreement, cut_axes, half_of_every_axis
 from topiarist.testing.zoo import Net
 

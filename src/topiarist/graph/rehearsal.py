@@ -11,18 +11,33 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import ref
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+from topiarist.graph import attributes
 from topiarist.graph.axis import Axis
 from topiarist.graph.groups import Axes
+from topiarist.graph.leaks import evict
+from topiarist.graph.rules.recurrent import WithoutSteps
+from topiarist.graph.running import (
+    CONSTANT,
+    model_tensors,
+    plain_operators,
+    quiet,
+    random_states_kept,
+    structural_copy,
+    tensors_restored,
+    twin,
+)
 from topiarist.graph.sizes import line_of, plain, source_line
+from topiarist.inputs import call
 
 _PATIENCE = 60  # runs of one model
 _SHORT = 16  # entries of a tensor made of numbers in Python
@@ -87,9 +102,21 @@ def _places(func: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
 # ------------------------------------------------------------------------------------------------------ who is at fault
 
 
-def faults(
-    axes: Axes, traced: Performance, perform: Callable[[Mapping[Axis, int]], Performance]
-) -> dict[Axis, str]:
+def rehearsed(
+    collect: Callable[[], Axes], traced: Performance, model: nn.Module, example_inputs: Any, *, on_meta: bool
+) -> Axes:
+    """The axes that ``collect`` returns once those at fault are pinned; for ``traced`` see `faults`."""
+    axes = collect()
+    perform = _on_meta if on_meta else _on_fake
+    with random_states_kept(model):
+        while found := faults(axes, traced, partial(perform, model, axes, example_inputs)):
+            for leaf, reason in found.items():
+                axes.graph.pin(leaf, reason)
+            axes = collect()
+    return axes
+
+
+def faults(axes: Axes, traced: Performance, perform: Callable[[Mapping[Axis, int]], Performance]) -> dict[Axis, str]:
     """The axes that cannot be cut by half, with the reason.
 
     ``traced`` are the numbers of the whole model while it was traced, ``perform`` returns those of one with other sizes
@@ -141,7 +168,9 @@ def _fault(whole: Performance, perform: Callable[[], Performance]) -> str | None
     except DataDependentOutputException:  # of the smaller tensors no values are known
         return None
     except Exception as error:  # whatever a model may raise
-        return f"the model does not run with less of it ({type(error).__name__}: {str(error)[:200]}), at {line_of(error)}"
+        return (
+            f"the model does not run with less of it ({type(error).__name__}: {str(error)[:200]}), at {line_of(error)}"
+        )
     for before, after in zip(whole, small, strict=False):
         if before != after:
             what = "its size becomes a value" if before.operator == after.operator else "its size decides what runs"
@@ -149,3 +178,42 @@ def _fault(whole: Performance, perform: Callable[[], Performance]) -> str | None
     beyond = [*whole[len(small) :], *small[len(whole) :]]
     return f"its size decides what runs, at {beyond[0].where}" if beyond else None
 
+
+# ---------------------------------------------------------------------------------------------------- the performances
+
+
+def _on_meta(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
+    """Run a copy with other sizes: the numbers that its operators are given."""
+    inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
+    twins = {id(t): twin(t, shape) for t, shape in _shapes(model, axes, sizes)}
+    return _performance(model, axes, sizes, twins, inputs)
+
+
+def _on_fake(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
+    """The same on fake tensors: those that keep their shapes keep their values too."""
+    with quiet(), tensors_restored(model, CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, example_inputs)
+        shapes = [(t, shape) for t, shape in _shapes(model, axes, sizes) if shape != tuple(t.shape)]
+        twins = {id(t): twin(t, shape, t.device) for t, shape in shapes}
+        return _performance(model, axes, sizes, twins, inputs)
+
+
+def _shapes(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    for name, tensor, _ in model_tensors(model):
+        yield tensor, tuple(axes.graph.measure(axis, sizes) for axis in axes.tensors[name].axes)
+
+
+def _performance(
+    model: nn.Module, axes: Axes, sizes: Mapping[Axis, int], twins: Mapping[int, Tensor], inputs: Any
+) -> Performance:
+    clone = structural_copy(model, twins).eval()
+    for path, value in axes.sizing.attributes(sizes)[0].items():
+        attributes.set(clone, path, value)
+    numbers = Numbers()
+    try:
+        with plain_operators(), WithoutSteps(), numbers:
+            call(clone, inputs)
+    finally:
+        del clone  # what it keeps is its own
+        evict(numbers.made)
+    return numbers.found

@@ -29,7 +29,12 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "%": operator.mod,
 }
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_SKIPPED = (os.path.dirname(torch.__file__) + os.sep, _HERE + os.sep, os.path.join(os.path.dirname(_HERE), "inputs.py"), "<")
+_SKIPPED = (
+    os.path.dirname(torch.__file__) + os.sep,
+    _HERE + os.sep,
+    os.path.join(os.path.dirname(_HERE), "inputs.py"),
+    "<",
+)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,11 @@ is not touched: a structural copy that shares its parameters runs instead.
 
 from __future__ import annotations
 
-import copy
-import logging
 import math
-import random
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -33,9 +30,19 @@ from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.leaks import evict
-from topiarist.graph.rehearsal import Number, Numbers, Performance, faults, numbers_in
+from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
 from topiarist.graph.rules import RULES
-from topiarist.graph.rules.recurrent import WithoutSteps, recurrent_functions
+from topiarist.graph.rules.recurrent import recurrent_functions
+from topiarist.graph.running import (
+    CONSTANT,
+    model_tensors,
+    plain_operators,
+    quiet,
+    random_states_kept,
+    structural_copy,
+    tensors_restored,
+    twin,
+)
 from topiarist.graph.sizes import (
     Attribute,
     Constraint,
@@ -366,8 +373,8 @@ _READERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.nelement: _numel,
     torch.numel: _numel,
     **{
-        place.__get__: _whereabouts(place.__get__)
-        for place in (torch.Tensor.is_meta, torch.Tensor.is_cpu, torch.Tensor.is_cuda)  # type: ignore[attr-defined]
+        getattr(torch.Tensor, name).__get__: _whereabouts(getattr(torch.Tensor, name).__get__)
+        for name in ("is_meta", "is_cpu", "is_cuda")
     },
     **recurrent_functions(),
 }
@@ -437,58 +444,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
 
     if without_values is None:
         return collected()
-    return _rehearsed(collected, state.numbers, model, example_inputs, without_values is _on_meta)
-
-
-def _rehearsed(
-    collected: Callable[[], Axes], traced: Performance, model: nn.Module, example_inputs: Any, on_meta: bool
-) -> Axes:
-    """The axes, once half of all that may shrink has gone in a rehearsal and those at fault are pinned."""
-    axes = collected()
-    perform = _on_meta_again if on_meta else _on_fake_again
-    with random_states_kept(model):
-        while found := faults(axes, traced, lambda sizes: perform(model, axes, example_inputs, sizes)):
-            for leaf, reason in found.items():
-                axes.graph.pin(leaf, reason)
-            axes = collected()
-    return axes
-
-
-def _on_meta_again(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
-    """Run a copy with other sizes: the numbers that its operators are given."""
-    inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
-    twins = {id(t): _twin(t, shape) for t, shape in _shapes(model, axes, sizes)}
-    return _performance(model, axes, sizes, twins, inputs)
-
-
-def _on_fake_again(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
-    """The same on fake tensors: those that keep their shapes keep their values too."""
-    with _quiet(), _tensors_restored(model, _CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, example_inputs)
-        shapes = [(t, shape) for t, shape in _shapes(model, axes, sizes) if shape != tuple(t.shape)]
-        twins = {id(t): _twin(t, shape, t.device) for t, shape in shapes}
-        return _performance(model, axes, sizes, twins, inputs)
-
-
-def _shapes(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-    for name, tensor, _ in model_tensors(model):
-        yield tensor, tuple(axes.graph.measure(axis, sizes) for axis in axes.tensors[name].axes)
-
-
-def _performance(
-    model: nn.Module, axes: Axes, sizes: Mapping[Axis, int], twins: Mapping[int, Tensor], inputs: Any
-) -> Performance:
-    clone = structural_copy(model, twins).eval()
-    for path, value in axes.sizing.attributes(sizes)[0].items():
-        attributes.set(clone, path, value)
-    numbers = Numbers()
-    try:
-        with _plain_operators(), WithoutSteps(), numbers:
-            call(clone, inputs)
-    finally:
-        del clone  # what it keeps is its own
-        evict(numbers.made)
-    return numbers.found
+    return rehearsed(collected, state.numbers, model, example_inputs, on_meta=without_values is _on_meta)
 
 
 def _without_frames(error: Exception) -> Exception:
@@ -498,35 +454,6 @@ def _without_frames(error: Exception) -> Exception:
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
     return error
-
-
-def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) -> nn.Module:
-    """A copy of ``model`` whose modules are its own and whose tensors are the model's, or ``tensors`` by their ids.
-
-    Raises:
-        InputError: the model cannot be copied.
-    """
-    memo: dict[int, Any] = dict(tensors or {})
-    for module in model.modules():
-        for value in (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values()):
-            if isinstance(value, Tensor):
-                memo.setdefault(id(value), value)
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise InputError(
-            f"the model cannot be copied ({error}); topiarist works on a copy, so copy.deepcopy(model) must work"
-        ) from error
-
-
-def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
-    """Every tensor a model holds: (dotted name, tensor, "parameter", "buffer" or "attribute"); tied ones twice."""
-    yield from ((name, p, "parameter") for name, p in model.named_parameters(remove_duplicate=False))
-    yield from ((name, b, "buffer") for name, b in model.named_buffers(remove_duplicate=False))
-    for module_name, module in model.named_modules():
-        for name, value in module.__dict__.items():
-            if isinstance(value, Tensor):
-                yield (f"{module_name}.{name}" if module_name else name), value, "attribute"
 
 
 def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
@@ -555,7 +482,7 @@ def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) ->
     for attempt in (_on_meta, _on_fake):
         if _succeeds(attempt, state, model, training, example_inputs):
             return attempt
-    with _tensors_restored(model):
+    with tensors_restored(model):
         _forward(state, structural_copy(model), training, fresh(example_inputs))
     state.forget(model)
     return None
@@ -581,10 +508,10 @@ def _on_meta(state: Trace, model: nn.Module, training: bool, example_inputs: Any
     if devices and not {t.device for t in tensors_in(example_inputs)} <= devices:
         raise ValueError("inputs on a device that holds nothing of the model: without devices it would not show")
     with torch.inference_mode(False):
-        twins = {key: _twin(tensor, tuple(tensor.shape)) for key, tensor in originals.items()}
+        twins = {key: twin(tensor, tuple(tensor.shape)) for key, tensor in originals.items()}
         inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
-    for key, twin in twins.items():
-        state.alias(twin, originals[key])
+    for key, stand_in in twins.items():
+        state.alias(stand_in, originals[key])
     state.is_elsewhere = any(device.type != "meta" for device in devices)
     try:
         _forward(state, structural_copy(model, twins), training, inputs)
@@ -592,15 +519,9 @@ def _on_meta(state: Trace, model: nn.Module, training: bool, example_inputs: Any
         state.is_elsewhere = False
 
 
-def _twin(tensor: Tensor, shape: tuple[int, ...], device: torch.device | str = "meta") -> Tensor:
-    same = shape == tuple(tensor.shape)
-    twin = torch.empty_like(tensor, device=device) if same else tensor.new_empty(shape, device=device)
-    return nn.Parameter(twin, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
-
-
 def _on_fake(state: Trace, model: nn.Module, training: bool, example_inputs: Any) -> None:
     """Shapes and devices, and the values of the smallest tensors."""
-    with _quiet(), _tensors_restored(model, _CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    with quiet(), tensors_restored(model, CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
         inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, example_inputs)
         _forward(state, structural_copy(model), training, inputs)
 
@@ -620,7 +541,7 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
             handle = module.register_forward_hook(_recorder(state, name))
             stack.callback(handle.remove)
         stack.enter_context(attributes.replaced(clone, tracked))
-        stack.enter_context(_plain_operators())
+        stack.enter_context(plain_operators())
         stack.enter_context(_Operators(state))
         stack.enter_context(_Functions(state))
         out = call(clone, inputs)
@@ -628,18 +549,6 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
     for tensor in tensors_in(out):
         for axis in state[tensor].axes:
             state.graph.pin(axis, "it is a dimension of the model's output")
-
-
-@contextmanager
-def _plain_operators() -> Iterator[None]:
-    """Inside the ``with``, no operators run hidden inside of others."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def _recorder(state: Trace, name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -657,48 +566,6 @@ def _storage(tensor: Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return 0
-
-
-@contextmanager
-def random_states_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the random states of Python, NumPy and torch (CPU, and CUDA where the model lies there)."""
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What fails on fake tensors is tried on real ones: torch need not log it."""
-    logger = logging.getLogger(FakeTensorMode.__module__)
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-_CONSTANT = 16  # fake tensors know the values of such small real ones, and write into them: a batch norm's counter
-
-
-@contextmanager
-def _tensors_restored(model: nn.Module, largest: float = math.inf) -> Iterator[None]:
-    """Undo what a forward pass writes into the model's tensors of up to ``largest`` entries; touch no others."""
-    held = [t for _, t, _ in model_tensors(model) if t.numel() <= largest and not t.is_meta]
-    before = {id(t): (t, t._version, t.detach().clone()) for t in held}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, version, value in before.values():
-                if tensor._version != version or not torch.equal(tensor, value):  # batch norms write unannounced
-                    tensor.copy_(value)
 
 
 def _trace_error(model: nn.Module, example_inputs: Any, error: Exception) -> TraceError:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import InputError, ShrinkError
 from topiarist.graph import attributes
-from topiarist.graph.trace import random_states_kept
+from topiarist.graph.running import random_states_kept
 from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
 from topiarist.plan import Plan, Slice

@@ -98,7 +98,9 @@ def _convolution(
     rank = weight.dim() - 2
     tracked, kernel = trace[x], trace[weight]
     channels, *image = tracked.axes[-(rank + 1) :]
-    carried = [_stays(weight.shape[2 + d], *(_at(o, d) for o in (stride, padding, output_padding))) for d in range(rank)]
+    carried = [
+        _stays(weight.shape[2 + d], *(_at(o, d) for o in (stride, padding, output_padding))) for d in range(rank)
+    ]
     for axis in (*(axis for axis, stays in zip(image, carried, strict=True) if not stays), *kernel.axes[2:]):
         trace.pin(axis, "it is a spatial extent")
     num_in = tuple(x.shape)[-(rank + 1)]

@@ -43,7 +43,9 @@ def _im2col(trace: Trace, out: Tensor, x: Tensor, kernel: Sequence[int], *_: Seq
 
 
 @rule(aten.col2im)
-def _col2im(trace: Trace, out: Tensor, x: Tensor, size: Sequence[int], kernel: Sequence[int], *_: Sequence[int]) -> None:
+def _col2im(
+    trace: Trace, out: Tensor, x: Tensor, size: Sequence[int], kernel: Sequence[int], *_: Sequence[int]
+) -> None:
     """(…, channels · window, places) to (…, channels, height, width): overlapping windows are summed."""
     tracked = trace[x]
     *batch, columns, places = tracked.axes
@@ -55,7 +57,9 @@ def _col2im(trace: Trace, out: Tensor, x: Tensor, size: Sequence[int], kernel: S
     trace.put(out, (*batch, channels, *image), (*tracked.zero[:-1], False, False))
 
 
-@rule(*named("grid_sampler_2d", "grid_sampler_3d", "grid_sampler", "cudnn_grid_sampler", "_grid_sampler_2d_cpu_fallback"))
+@rule(
+    *named("grid_sampler_2d", "grid_sampler_3d", "grid_sampler", "cudnn_grid_sampler", "_grid_sampler_2d_cpu_fallback")
+)
 def _grid_sampler(trace: Trace, out: Tensor, x: Tensor, grid: Tensor, *_: object) -> None:
     """(batch, channels, *image) sampled at (batch, *places, coordinates) to (batch, channels, *places)."""
     tracked, sampled = trace[x], trace[grid]

@@ -1,0 +1,108 @@
+"""Running copies of a model on other tensors, and leaving everything as it was."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from topiarist.errors import InputError
+
+
+def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) -> nn.Module:
+    """A copy of ``model`` whose modules are its own and whose tensors are the model's, or ``tensors`` by their ids.
+
+    Raises:
+        InputError: the model cannot be copied.
+    """
+    memo: dict[int, Any] = dict(tensors or {})
+    for module in model.modules():
+        for value in (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values()):
+            if isinstance(value, Tensor):
+                memo.setdefault(id(value), value)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise InputError(
+            f"the model cannot be copied ({error}); topiarist works on a copy, so copy.deepcopy(model) must work"
+        ) from error
+
+
+def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
+    """Every tensor a model holds: (dotted name, tensor, "parameter", "buffer" or "attribute"); tied ones twice."""
+    yield from ((name, p, "parameter") for name, p in model.named_parameters(remove_duplicate=False))
+    yield from ((name, b, "buffer") for name, b in model.named_buffers(remove_duplicate=False))
+    for module_name, module in model.named_modules():
+        for name, value in module.__dict__.items():
+            if isinstance(value, Tensor):
+                yield (f"{module_name}.{name}" if module_name else name), value, "attribute"
+
+
+def twin(tensor: Tensor, shape: tuple[int, ...], device: torch.device | str = "meta") -> Tensor:
+    """A tensor like another, of another shape and on another device, without its values."""
+    same = shape == tuple(tensor.shape)
+    made = torch.empty_like(tensor, device=device) if same else tensor.new_empty(shape, device=device)
+    return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+
+
+@contextmanager
+def plain_operators() -> Iterator[None]:
+    """Inside the ``with``, no operators run hidden inside of others."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def random_states_kept(model: nn.Module) -> Iterator[None]:
+    """Put back the random states of Python, NumPy and torch (CPU, and CUDA where the model lies there)."""
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What fails on fake tensors is tried on real ones: torch need not log it."""
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+CONSTANT = 16  # fake tensors know the values of such small real ones, and write into them: a batch norm's counter
+
+
+@contextmanager
+def tensors_restored(model: nn.Module, largest: float = math.inf) -> Iterator[None]:
+    """Undo what a forward pass writes into the model's tensors of up to ``largest`` entries; touch no others."""
+    held = [t for _, t, _ in model_tensors(model) if t.numel() <= largest and not t.is_meta]
+    before = {id(t): (t, t._version, t.detach().clone()) for t in held}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, version, value in before.values():
+                if tensor._version != version or not torch.equal(tensor, value):  # batch norms write unannounced
+                    tensor.copy_(value)
