@@ -36,7 +36,7 @@ zoo: .venv-zoo/.installed
 .venv-zoo/.installed: pyproject.toml constraints.txt
 	@test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
 	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
-	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0 timm==1.0.31
+	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt torchvision==0.28.0 timm==1.0.31 torch-pruning==1.6.1
 	.venv-zoo/bin/python -m pip install --quiet --disable-pip-version-check transformers==5.23.0 -c constraints.txt
 	@touch $@
 

@@ -134,8 +134,7 @@ def test_replaced_puts_the_very_objects_back_even_after_an_error(model: nn.Modul
         pass
 
     def fails() -> None:
-        values = {path: Tracked(value) for path, value in attributes.integer_attributes(model).items()}
-        with attributes.replaced(model, values):
+        with attributes.replaced(model, lambda path, value: Tracked(value)):
             assert all(type(v) is Tracked for v in attributes.integer_attributes(model).values())
             assert isinstance(model[0].config.hidden_size, Tracked)
             raise RuntimeError("inside")

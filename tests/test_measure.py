@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import statistics
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -325,23 +326,39 @@ def test_lazy_layers_are_not_filled_in_by_measuring() -> None:
 # ------------------------------------------------------------------------------------------------- latency
 
 
-class Sleepy(nn.Module):
-    """Takes ``work`` units of time, whatever the machine does."""
+class Clock:
+    """Time that passes only where work is done."""
 
-    def __init__(self, work: int) -> None:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Working(nn.Module):
+    """Takes ``seconds`` on a clock, whatever the machine does."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
         super().__init__()
-        self.work = work
+        self.clock, self.seconds = clock, seconds
 
     def forward(self, x: Tensor) -> Tensor:
-        for _ in range(self.work):
-            x = x + 1
+        self.clock.now += self.seconds
         return x
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Working:
+        return Working(self.clock, self.seconds)
 
-def test_ratios_of_known_work() -> None:
+
+def test_ratios_of_known_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(sys.modules[compare.__module__], "timer", clock)
     x = torch.zeros(1)
-    times = compare({"slow": (Sleepy(1200), x), "fast": (Sleepy(300), x)}, seconds=0.3, num_threads=1)
-    assert times["fast"].speedup_over(times["slow"]) == pytest.approx(4, rel=0.35)
+    models = {"slow": (Working(clock, 4 / 1024), x), "fast": (Working(clock, 1 / 1024), x)}
+    times = compare(models, seconds=0.3, num_threads=1)
+    assert times["fast"].speedup_over(times["slow"]) == pytest.approx(4, rel=1e-9)
+    assert times["fast"].median_ms == pytest.approx(1000 / 1024, rel=1e-9)
     assert times["slow"].speedup_over(times["slow"]) == 1
     assert times["fast"].num_runs >= len(times["fast"].times_ms) >= 5
 

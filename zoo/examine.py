@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from families import TooLargeError, zoos
 from torch import nn
+from torch.utils._pytree import tree_map
 
 import topiarist
 from topiarist.errors import TopiaristError
@@ -64,12 +65,15 @@ def _cut(model: nn.Module, inputs: Any, row: Row, name: str, zoo: str) -> None:
         small = topiarist.shrink(model, plan, inputs)
     num_before, num_after = (sum(p.numel() for p in m.parameters()) for m in (model, small))
     row.update(num_params=num_before, removed=1 - num_after / num_before)
+    one = tree_map(lambda x: x[:1], inputs) if zoos()[zoo].first_is_batch else inputs
     with _timed(clock, "verify"):
-        checked = topiarist.verify(model, small, plan, inputs)
+        checked = topiarist.verify(model, small, plan, one)
     row.update(error=checked.error, num_inexact=len(checked.inexact), inexact=_operators(checked.inexact))
     with _timed(clock, "save and load"):
         row["reloaded"] = _reloads(small, inputs, zoo, name)
-    row["control"] = _control_fails(model, plan, inputs)
+    row["control"] = _control_fails(model, axes, one)
+    if row["control"] is False and one is not inputs:  # batch norms over 1 × 1 images take no statistics from one
+        row["control"] = _control_fails(model, axes, inputs)
     good = checked.passed and row["reloaded"] and row["control"] is not False
     row["status"] = "passed" if good else "wrong"
 
@@ -110,9 +114,8 @@ def _rebuilt(zoo: str, name: str) -> nn.Module:
     return zoos()[zoo].build(name)[0]
 
 
-def _control_fails(model: nn.Module, plan: Plan, inputs: Any) -> bool | None:
+def _control_fails(model: nn.Module, axes: Axes, inputs: Any) -> bool | None:
     """Whether a cut with one index shifted in one tensor is caught; None where no exact axis lives in two tensors."""
-    axes = trace(model, inputs)
     for axis in axes.axes:
         tensors = list(dict.fromkeys(m.tensor for m in axis.members))
         if axis.pins or axis.inexact or axis.step or len(tensors) < 2 or axis.size < 3:

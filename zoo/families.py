@@ -18,11 +18,12 @@ class Zoo:
 
     names: Callable[[], list[str]]
     build: Callable[[str], Built]
+    first_is_batch: bool  # in every input; the proof in float64 then runs on one example, the rest on two
 
 
 def zoos() -> dict[str, Zoo]:
     """Every zoo by name."""
-    return {"torchvision": Zoo(_torchvision_names, _torchvision), "timm": Zoo(_timm_names, _timm)}
+    return {"torchvision": Zoo(_torchvision_names, _torchvision, True), "timm": Zoo(_timm_names, _timm, True)}
 
 
 # -------------------------------------------------------------------------------------------------------- torchvision

@@ -27,7 +27,7 @@ def write(zoos: dict[str, dict[str, Row]]) -> None:
 def render(zoos: dict[str, dict[str, Row]]) -> str:
     """The page as Markdown."""
     parts = [INTRODUCTION, _summary(zoos)]
-    for zoo, rows in zoos.items():
+    for zoo, rows in sorted(zoos.items()):
         if rows:
             parts += [f"## {zoo}\n", _failures(rows), _little(rows)]
     return "\n".join(parts)
@@ -37,7 +37,7 @@ def _summary(zoos: dict[str, dict[str, Row]]) -> str:
     header = ["zoo", "examined", "passed", "nothing to cut", "not passed", "not examined", "median share removed",
               "median seconds: trace", "shrink"]  # fmt: skip
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for zoo, rows in zoos.items():
+    for zoo, rows in sorted(zoos.items()):
         if not rows:
             continue
         by = Counter(row["status"] for row in rows.values())

@@ -23,6 +23,7 @@ from topiarist.measure.accuracy import evaluate as evaluate_on
 from topiarist.plan import Budget, Plan, Slice, Units
 from topiarist.saliency import Saliency
 from topiarist.saliency.base import needs, score
+from topiarist.saliency.finite import check_finite
 from topiarist.stats import collect_gradients
 from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
@@ -154,10 +155,11 @@ class Planner:
     ) -> Plan:
         """Score the units, spread the budget, and say what goes; ``gone`` units stay removed."""
         candidates = self.candidates(saliency, data, loss, gone or {})
-        price = partial(self.price, units=candidates.units)
-        removed, achieved = allocations.fit(allocation, candidates, budget, price)
+        wanted = () if budget is None else (budget.unit,)
+        price = partial(self.price, units=candidates.units, wanted=wanted)
+        removed, _ = allocations.fit(allocation, candidates, budget, price)
         requested = {} if budget is None else {budget.unit: budget.value}
-        return self.make(removed, candidates.units, requested, {**achieved, **price(removed)})
+        return self.make(removed, candidates.units, requested, self.price(removed, candidates.units))
 
     def candidates(
         self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None, gone: Mapping[str, Tensor]
@@ -165,8 +167,12 @@ class Planner:
         """The units with their scores; ``gone`` maps axes or weights to what an earlier plan removed."""
         parameters, gradients = parameters_of(self.model), self._gradients(saliency, data, loss)
 
+        scored_ones = self._parameters_of_units(parameters)
+        check_finite(scored_ones, "weights")
+        check_finite({name: g for name, g in (gradients or {}).items() if name in scored_ones}, "gradients")
+
         def scored(units: Units) -> Tensor:
-            return score(saliency, slices(units, parameters, gradients))
+            return score(saliency, slices(units, parameters, gradients), checked=True)
 
         own, scores, lost = {u.name: u for u in self.units}, {}, dict(gone)
         for units in self.units:
@@ -176,6 +182,12 @@ class Planner:
                 scores[units.name] = scored(units)
         lost = {name: lost[name] for name in own if name in lost}
         return Candidates(tuple(own.values()), scores, lambda name: own_weight(own[name], parameters), lost)
+
+    def _parameters_of_units(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        axes = {name for units in self.units for name in (units.name, *(name for name, _ in units.step))}
+        members = [m for units in self.units for m in units.members]
+        members.extend(m for axis in self.axes.axes if axis.name in axes for m in axis.members)
+        return {m.tensor: parameters[m.tensor] for m in members if m.tensor in parameters}
 
     def _gradients(self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None) -> dict[str, Tensor] | None:
         if "gradients" not in needs(saliency):
@@ -248,40 +260,52 @@ class Planner:
 
     # ------------------------------------------------------------------ prices
 
-    def price(self, removed: Mapping[str, Tensor], units: Sequence[Units] | None = None) -> dict[str, float]:
-        """What a removal leaves, in every unit of `Budget`: exact counts of the model that results.
+    def price(
+        self,
+        removed: Mapping[str, Tensor],
+        units: Sequence[Units] | None = None,
+        wanted: Sequence[str] = ("sparsity", "compression", "macs", "params", "bytes"),
+    ) -> dict[str, float]:
+        """What a removal leaves, in every unit of `Budget` that is ``wanted``: exact counts of the model that results.
 
         For weights, ``params`` and ``compression`` count non-zeros, ``macs`` those with non-zero weights
         (Blalock et al. 2020), ``bytes`` the sparse storage of `topiarist.save`.
         """
-        num = sum(each.num for each in self.units)
-        gone = sum(int(r.sum()) for r in removed.values())
-        removed = by_axis(self.units if units is None else units, removed, self.axes)
-        params, macs, size = self._physical(removed) if self.structure.is_physical else self._sparse(removed)
-        whole_params, whole_macs, whole_size = self._whole
-        return {
-            "sparsity": gone / num,
-            "compression": whole_params / params if params else float("inf"),
-            "macs": macs / whole_macs if whole_macs else 1.0,
-            "params": params / whole_params,
-            "bytes": size / whole_size,
-        }
+        found: dict[str, float] = {}
+        left: Mapping[str, Callable[[], float]] = {}
+        if {*wanted} - {"sparsity"}:
+            by_name = by_axis(self.units if units is None else units, removed, self.axes)
+            left = self._physical(by_name) if self.structure.is_physical else self._sparse(by_name)
+        for unit in wanted:
+            if unit == "sparsity":
+                gone = sum(int(r.count_nonzero()) for r in removed.values())
+                found[unit] = gone / sum(each.num for each in self.units)
+            elif unit == "compression":
+                params = left["params"]()
+                found[unit] = self._whole["params"] / params if params else float("inf")
+            else:
+                whole = self._whole[unit]
+                found[unit] = left[unit]() / whole if whole else 1.0
+        return found
 
     @cached_property
-    def _whole(self) -> tuple[int, float, int]:
-        return self.axes.num_params(), self.axes.num_macs(), self.axes.num_bytes()
+    def _whole(self) -> dict[str, float]:
+        return {unit: count() for unit, count in self._physical({}).items()}
 
-    def _physical(self, removed: Mapping[str, Tensor]) -> tuple[int, float, int]:
+    def _physical(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
+        """What counts parameters, multiply–accumulates and bytes after a cut."""
         sizes = self.axes.sizes(removed)
-        return self.axes.num_params(sizes), self.axes.num_macs(sizes), self.axes.num_bytes(sizes)
+        counts = {"params": self.axes.num_params, "macs": self.axes.num_macs, "bytes": self.axes.num_bytes}
+        return {unit: partial(count, sizes) for unit, count in counts.items()}
 
-    def _sparse(self, removed: Mapping[str, Tensor]) -> tuple[int, float, int]:
-        params, _, size = self._whole
+    def _sparse(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
+        """The same of what is not zero after single weights are gone."""
+        params, size = self._whole["params"], self._whole["bytes"]
         density: dict[str, float] = {}
         for name, gone in removed.items():
-            num, less = gone.numel(), int(gone.sum())
+            num, less = gone.numel(), int(gone.count_nonzero())
             itemsize = self.axes.tensors[name].itemsize
             density[name] = 1 - less / num
             params -= less
             size -= num * itemsize - min(num * itemsize, (num + 7) // 8 + (num - less) * itemsize)
-        return params, self.axes.num_macs({}, density), size
+        return {"params": lambda: params, "macs": lambda: self.axes.num_macs({}, density), "bytes": lambda: size}

@@ -10,9 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from topiarist.allocation.select import select
+from topiarist.allocation.select import ranking, select
 from topiarist.errors import InputError, nearest
 from topiarist.plan import Units
+
+_SORTED = 1 << 20  # units of one set whose order is kept; sets of single weights may be much larger
 
 
 def _no_weight(name: str) -> Tensor:
@@ -35,6 +37,7 @@ class Candidates:
     scores: Mapping[str, Tensor]
     weight: Callable[[str], Tensor] = _no_weight
     gone: Mapping[str, Tensor] = field(default_factory=dict)
+    _orders: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = [units.name for units in self.units]
@@ -70,8 +73,23 @@ class Candidates:
     def lowest(self, units: Units, num: int) -> Tensor:
         """Mark the ``num`` lowest of one set, as far as what is gone and the minimum allow: bool ``(num units,)``."""
         num = min(max(num, self.num_gone(units.name)), self.most(units))
-        gone = {units.name: self.gone[units.name]} if units.name in self.gone else {}
-        return select({units.name: self.scores[units.name]}, num, gone)[units.name]
+        scores = self.scores[units.name]
+        if units.num > _SORTED:
+            gone = {units.name: self.gone[units.name]} if units.name in self.gone else {}
+            return select({units.name: scores}, num, gone)[units.name]
+        mask = torch.zeros(units.num, dtype=torch.bool)
+        mask[self._order(units.name)[:num]] = True
+        return mask.to(scores.device)
+
+    def _order(self, name: str) -> Tensor:
+        """The units of one set in the order in which they go, those gone first; made once, as levels are many."""
+        if name not in self._orders:
+            order = ranking(self.scores[name])
+            if name in self.gone:
+                first = self.gone[name].cpu()[order]
+                order = torch.cat([order[first], order[~first]])
+            self._orders[name] = order
+        return self._orders[name]
 
     def lowest_of_all(self, num: int, scores: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Mark the ``num`` lowest over all sets in one ranking, as far as what is gone and the minimums allow.

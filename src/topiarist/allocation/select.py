@@ -34,7 +34,7 @@ def select(
     earlier tensor goes first, then the lower index; −0.0 equals 0.0. Units of ``gone`` go before all others and count
     towards ``k``; units of ``keep`` never go.
 
-    The k-th score is found by a radix select on the bit patterns of the floats (a most-significant-digit radix sort of
+    Few scores are sorted. Of many the k-th is found by a radix select on the bit patterns of the floats (a most-significant-digit radix sort of
     which only the bin holding the k-th element is followed; Knuth, TAOCP 3, 5.2.5), chunk by chunk: the extra memory
     is the returned masks, one byte per score, and a few megabytes that do not grow.
 
@@ -62,8 +62,39 @@ def select(
             name: gone[name].clone() if name in gone else torch.zeros_like(score, dtype=torch.bool)
             for name, score in scores.items()
         }
+    if sum(score.numel() for score in scores.values()) <= _STEP:
+        return _by_sorting(scores, rank, gone, keep)
     cut = _find_cut({n: s.detach().reshape(-1) for n, s in scores.items()}, rank, gone, keep)
     return _mark(scores, cut, gone, keep)
+
+
+def ranking(scores: Tensor) -> Tensor:
+    """The indices of one tensor in the order in which `select` takes them: int64 ``(num scores,)``, on the CPU.
+
+    Example:
+        >>> ranking(torch.tensor([0.5, 0.0, 0.5, -0.0]))
+        tensor([1, 3, 0, 2])
+    """
+    _check({"": scores}, 0, {}, {})
+    return torch.argsort(scores.detach().reshape(-1).cpu(), stable=True)
+
+
+def _by_sorting(
+    scores: Mapping[str, Tensor], rank: int, gone: Mapping[str, Tensor], keep: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    dtype = reduce(torch.promote_types, (score.dtype for score in scores.values()))
+    flat = torch.cat([score.detach().reshape(-1).to("cpu", dtype) for score in scores.values()])
+
+    def joined(masks: Mapping[str, Tensor]) -> Tensor:
+        parts = (masks[n].reshape(-1).cpu() if n in masks else torch.zeros(s.numel(), dtype=torch.bool)
+                 for n, s in scores.items())  # fmt: skip
+        return torch.cat(list(parts))
+
+    mask, order = joined(gone), torch.argsort(flat, stable=True)
+    free = order[~(mask | joined(keep))[order]] if gone or keep else order
+    mask[free[:rank]] = True
+    parts = mask.split([score.numel() for score in scores.values()])
+    return {n: part.view(s.shape).to(s.device, copy=True) for (n, s), part in zip(scores.items(), parts, strict=True)}
 
 
 @dataclass(frozen=True)

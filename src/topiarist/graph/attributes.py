@@ -16,10 +16,11 @@ import argparse
 import copy
 import dataclasses
 import enum
+import functools
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch import nn
 from topiarist.errors import InputError, nearest
 
 _INTERNAL = frozenset(nn.Module().__dict__)
+_HOLDS_NONE = (bool, float, str, type(None))
 _DEEPEST = 4
 _LONGEST = 1024  # a longer container holds data, not sizes
 _NAME = r"[^\W\d]\w*"
@@ -51,11 +53,9 @@ def integer_attributes(model: nn.Module) -> dict[str, int]:
         {'0.normalized_shape[0]': 8}
     """
     found: dict[str, int] = {}
-    for module_name, module in model.named_modules():
-        prefix = module_name + "." if module_name else ""
-        for name, value in module.__dict__.items():
-            if name not in _INTERNAL and _is_name(name):
-                found.update((prefix + name + steps, number) for steps, number in _walk(value, ()))
+    for prefix, module in _prefixed(model):
+        for name, value in _holding(module):
+            found.update((prefix + name + steps, number) for steps, number in _walk(value, ()))
     return found
 
 
@@ -69,14 +69,7 @@ def get(model: nn.Module, path: str) -> int:
         >>> get(nn.Sequential(nn.LayerNorm(8)), "0.normalized_shape[0]")
         8
     """
-    module, name, steps = _parse(model, path)
-    value = _child(module.__dict__, name, model, path)
-    for step in steps:
-        value = _child(dict(_children(value)), step, model, path)
-    if not _is_integer(value):
-        raise InputError(f"{path!r} holds {type(value).__name__}, not an integer; {_near(model, path)}")
-    number: int = value
-    return number
+    return _held(model, path, *_parse(model, path))
 
 
 def holder(model: nn.Module, path: str) -> tuple[nn.Module, str]:
@@ -104,31 +97,50 @@ def set(model: nn.Module, path: str, value: int) -> None:
         >>> norm.normalized_shape
         (4, 6)
     """
-    if not _is_integer(value):
-        raise InputError(f"{path!r} takes an integer, got {value!r}")
-    get(model, path)
-    module, name, steps = _parse(model, path)
+    module, name, steps = _settable(model, path, value)
     module.__dict__[name] = _replaced(module.__dict__[name], steps, value)
 
 
 @contextmanager
-def replaced(model: nn.Module, values: Mapping[str, int]) -> Iterator[None]:
-    """Inside the ``with``, other integers are at the given paths; afterwards the very objects of before are back.
+def replaced(model: nn.Module, make: Callable[[str, int], int]) -> Iterator[None]:
+    """Inside the ``with``, every integer is what ``make`` returns for its path and value.
 
-    Raises:
-        InputError: there is no integer at one of the paths; nothing is replaced then.
+    Afterwards the very objects of before are back.
+
+    Example:
+        >>> norm = nn.LayerNorm((4, 8))
+        >>> with replaced(norm, lambda path, value: value + 1):
+        ...     norm.normalized_shape
+        (5, 9)
     """
-    before = [(module, name, module.__dict__[name]) for module, name, _ in (_parse(model, path) for path in values)]
+    before: list[tuple[dict[str, Any], str, Any]] = []
     try:
-        for path, value in values.items():
-            set(model, path, value)
+        for prefix, module in _prefixed(model):
+            for name, value in list(_holding(module)):
+                with_paths = [(steps, number) for steps, number in _walk(value, ())]
+                if with_paths:
+                    before.append((module.__dict__, name, value))
+                for steps, number in with_paths:
+                    path = prefix + name + steps
+                    module.__dict__[name] = _replaced(module.__dict__[name], _steps(steps), make(path, number))
         yield
     finally:
-        for module, name, value in before:
-            module.__dict__[name] = value
+        for held, name, value in before:
+            held[name] = value
 
 
 Step = tuple[str, str | int]  # ("field", name), ("index", position) or ("key", key)
+
+
+def _prefixed(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(f"{name}." if name else "", module) for name, module in model.named_modules()]
+
+
+def _holding(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attributes of a module that may hold integers."""
+    for name, value in module.__dict__.items():
+        if type(value) not in _HOLDS_NONE and name not in _INTERNAL and _is_name(name):
+            yield name, value
 
 
 def _walk(value: Any, above: tuple[int, ...]) -> Iterator[tuple[str, int]]:
@@ -156,7 +168,7 @@ def _children(value: Any) -> Iterator[tuple[Step, Any]]:
         yield from ((("field", name), child) for name, child in _fields(value).items() if _is_name(name))
 
 
-def _replaced(value: Any, steps: list[Step], number: int) -> Any:
+def _replaced(value: Any, steps: tuple[Step, ...], number: int) -> Any:
     """A copy of ``value`` along ``steps``, with ``number`` at their end."""
     if not steps:
         return number
@@ -200,6 +212,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, (bool, enum.Enum))
 
 
+@functools.cache
 def _is_name(name: Any) -> bool:
     return isinstance(name, str) and re.fullmatch(_NAME, name) is not None and not name.startswith("__")
 
@@ -209,20 +222,44 @@ def _written(step: Step) -> str:
     return {"field": f"->{key}", "index": f"[{key}]", "key": f'["{key}"]'}[kind]
 
 
-def _parse(model: nn.Module, path: str) -> tuple[nn.Module, str, list[Step]]:
+def _parse(model: nn.Module, path: str) -> tuple[nn.Module, str, tuple[Step, ...]]:
     match = _PATH.fullmatch(path)
     if match is None or not _is_name(match["name"]) or match["name"] in _INTERNAL:
         raise InputError(f"{path!r} is not the path of an integer attribute; {_near(model, path)}")
-    steps: list[Step] = []
-    for step in _STEP.finditer(match["steps"]):
-        kind, text = str(step.lastgroup), step[str(step.lastgroup)]
-        steps.append((kind, int(text) if kind == "index" else text))
     module: nn.Module | None = model
     for part in match["module"].split(".") if match["module"] else ():
         module = None if module is None else module._modules.get(part)
     if module is None:
         raise InputError(f"{path!r}: the model has no module {match['module']!r}; {_near(model, path)}")
-    return module, match["name"], steps
+    return module, match["name"], _steps(match["steps"])
+
+
+@functools.cache
+def _steps(text: str) -> tuple[Step, ...]:
+    found: list[Step] = []
+    for step in _STEP.finditer(text):
+        kind, key = str(step.lastgroup), step[str(step.lastgroup)]
+        found.append((kind, int(key) if kind == "index" else key))
+    return tuple(found)
+
+
+def _held(model: nn.Module, path: str, module: nn.Module, name: str, steps: tuple[Step, ...]) -> int:
+    value = _child(module.__dict__, name, model, path)
+    for step in steps:
+        value = _child(dict(_children(value)), step, model, path)
+    if not _is_integer(value):
+        raise InputError(f"{path!r} holds {type(value).__name__}, not an integer; {_near(model, path)}")
+    number: int = value
+    return number
+
+
+def _settable(model: nn.Module, path: str, value: Any) -> tuple[nn.Module, str, tuple[Step, ...]]:
+    """The place at ``path``, where an integer is and is to go."""
+    if not _is_integer(value):
+        raise InputError(f"{path!r} takes an integer, got {value!r}")
+    place = _parse(model, path)
+    _held(model, path, *place)
+    return place
 
 
 def _child(holder: Mapping[Any, Any], key: Any, model: nn.Module, path: str) -> Any:

@@ -142,7 +142,7 @@ class AxisGraph:
 
     # ------------------------------------------------------------------ unification
 
-    def unify(self, a: Axis, b: Axis, why: str) -> Axis:
+    def unify(self, a: Axis, b: Axis, why: object) -> Axis:
         """Make ``a`` and ``b`` one axis; where their refinements do not nest, pin both with ``why`` in the reason."""
         a, b = self.find(a), self.find(b)
         if a is b:

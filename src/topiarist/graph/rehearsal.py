@@ -23,19 +23,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from topiarist.graph import attributes
 from topiarist.graph.axis import Axis
+from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.groups import Axes
+from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.rules.recurrent import WithoutSteps
-from topiarist.graph.running import (
-    CONSTANT,
-    model_tensors,
-    plain_operators,
-    quiet,
-    random_states_kept,
-    structural_copy,
-    tensors_restored,
-    twin,
-)
+from topiarist.graph.running import CONSTANT, plain_operators, quiet, random_states_kept, tensors_restored, twin
 from topiarist.graph.sizes import line_of, plain, source_line
 from topiarist.inputs import call
 
@@ -60,13 +53,14 @@ Performance = list[Number]
 class Numbers(TorchDispatchMode):
     """Writes down the numbers that operators are called with, and which tensors they make."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: Kernels) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.kernels = kernels
         self.found: Performance = []
         self.made: list[ref[Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = self.kernels(func, args, kwargs or {})
         values = numbers_in(func, args, kwargs or {})
         if values:
             self.found.append(Number(func.name(), values, source_line()))
@@ -103,11 +97,14 @@ def _places(func: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 
 def rehearsed(
-    collect: Callable[[], Axes], traced: Performance, model: nn.Module, example_inputs: Any, *, on_meta: bool
+    collect: Callable[[], Axes], traced: Performance, model: nn.Module, example_inputs: Any, kernels: Kernels | None
 ) -> Axes:
-    """The axes that ``collect`` returns once those at fault are pinned; for ``traced`` see `faults`."""
+    """The axes that ``collect`` returns once those at fault are pinned; for ``traced`` see `faults`.
+
+    With ``kernels`` the rehearsal is on meta tensors, without on fake ones.
+    """
     axes = collect()
-    perform = _on_meta if on_meta else _on_fake
+    perform = _on_fake if kernels is None else partial(_on_meta, kernels)
     with random_states_kept(model):
         while found := faults(axes, traced, partial(perform, model, axes, example_inputs)):
             for leaf, reason in found.items():
@@ -182,20 +179,22 @@ def _fault(whole: Performance, perform: Callable[[], Performance]) -> str | None
 # ---------------------------------------------------------------------------------------------------- the performances
 
 
-def _on_meta(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
+def _on_meta(
+    kernels: Kernels, model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]
+) -> Performance:
     """Run a copy with other sizes: the numbers that its operators are given."""
     inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
-    twins = {id(t): twin(t, shape) for t, shape in _shapes(model, axes, sizes)}
-    return _performance(model, axes, sizes, twins, inputs)
+    clone = _smaller(model, axes, sizes, {id(t): twin(t, shape) for t, shape in _shapes(model, axes, sizes)})
+    return _performance(clone, inputs, kernels)
 
 
 def _on_fake(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
     """The same on fake tensors: those that keep their shapes keep their values too."""
     with quiet(), tensors_restored(model, CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
         inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, example_inputs)
-        shapes = [(t, shape) for t, shape in _shapes(model, axes, sizes) if shape != tuple(t.shape)]
-        twins = {id(t): twin(t, shape, t.device) for t, shape in shapes}
-        return _performance(model, axes, sizes, twins, inputs)
+        changed = [(t, shape) for t, shape in _shapes(model, axes, sizes) if shape != tuple(t.shape)]
+        clone = _smaller(model, axes, sizes, {id(t): twin(t, shape, t.device) for t, shape in changed})
+        return _performance(clone, inputs, Kernels())
 
 
 def _shapes(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
@@ -203,17 +202,19 @@ def _shapes(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int]) -> Iterator
         yield tensor, tuple(axes.graph.measure(axis, sizes) for axis in axes.tensors[name].axes)
 
 
-def _performance(
-    model: nn.Module, axes: Axes, sizes: Mapping[Axis, int], twins: Mapping[int, Tensor], inputs: Any
-) -> Performance:
-    clone = structural_copy(model, twins).eval()
+def _smaller(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int], tensors: Mapping[int, Tensor]) -> list[nn.Module]:
+    """A copy with these tensors by the ids of the model's, and the attributes that follow; in a list, to be taken."""
+    clone = structural_copy(model, tensors).eval()
     for path, value in axes.sizing.attributes(sizes)[0].items():
         attributes.set(clone, path, value)
-    numbers = Numbers()
+    return [clone]
+
+
+def _performance(clone: list[nn.Module], inputs: Any, kernels: Kernels) -> Performance:
+    numbers = Numbers(kernels)
     try:
         with plain_operators(), WithoutSteps(), numbers:
-            call(clone, inputs)
-    finally:
-        del clone  # what it keeps is its own
+            call(clone.pop(), inputs)
+    finally:  # what the copy kept is gone with it
         evict(numbers.made)
     return numbers.found

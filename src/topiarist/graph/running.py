@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from topiarist.errors import InputError
-
-
-def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) -> nn.Module:
-    """A copy of ``model`` whose modules are its own and whose tensors are the model's, or ``tensors`` by their ids.
-
-    Raises:
-        InputError: the model cannot be copied.
-    """
-    memo: dict[int, Any] = dict(tensors or {})
-    for module in model.modules():
-        for value in (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values()):
-            if isinstance(value, Tensor):
-                memo.setdefault(id(value), value)
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise InputError(
-            f"the model cannot be copied ({error}); topiarist works on a copy, so copy.deepcopy(model) must work"
-        ) from error
-
-
-def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
-    """Every tensor a model holds: (dotted name, tensor, "parameter", "buffer" or "attribute"); tied ones twice."""
-    yield from ((name, p, "parameter") for name, p in model.named_parameters(remove_duplicate=False))
-    yield from ((name, b, "buffer") for name, b in model.named_buffers(remove_duplicate=False))
-    for module_name, module in model.named_modules():
-        for name, value in module.__dict__.items():
-            if isinstance(value, Tensor):
-                yield (f"{module_name}.{name}" if module_name else name), value, "attribute"
+from topiarist.graph.copies import model_tensors
 
 
 def twin(tensor: Tensor, shape: tuple[int, ...], device: torch.device | str = "meta") -> Tensor:

@@ -8,6 +8,7 @@ An integer without an origin is a literal in somebody's code and pins the axis i
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 import sys
@@ -240,6 +241,11 @@ def _invert(symbol: str, target: int, known: int, unknown_left: bool) -> int | N
     return None
 
 
+@functools.cache
+def _is_skipped(file: str) -> bool:
+    return file.startswith(_SKIPPED)
+
+
 def source_line() -> str:
     """The innermost line of the model's own code on the stack, as ``folder/file.py:line``."""
     frame = sys._getframe(1)
@@ -258,7 +264,7 @@ def line_of(error: BaseException) -> str:
 
 def is_of_the_model(frame: FrameType) -> bool:
     """Whether neither torch's code runs in a frame nor that of the trace."""
-    return not frame.f_code.co_filename.startswith(_SKIPPED)
+    return not _is_skipped(frame.f_code.co_filename)
 
 
 def _written(frame: FrameType, line: int) -> str:

@@ -56,9 +56,9 @@ class Sizing:
     def _measure(self, sizes: Mapping[Axis, int]) -> Callable[[Axis], int]:
         return lambda axis: self.graph.measure(axis, sizes)
 
-    def _leaves(self, c: Constraint) -> set[Axis]:
+    def _leaves(self, c: Constraint) -> dict[Axis, None]:
         axes = [c.axis, *(atom for atom in atoms_in(c.expression) if isinstance(atom, Axis))]
-        return {leaf for axis in axes for leaf in self.graph.leaves(axis)}
+        return {leaf: None for axis in axes for leaf in self.graph.leaves(axis)}
 
     # ------------------------------------------------------------------ attributes that follow
 
@@ -70,7 +70,7 @@ class Sizing:
     def _touched(self, leaves: Iterable[Axis]) -> list[Constraint]:
         """The constraints that hold one of the leaves, and those that share an attribute with them, in order."""
         first = {id(c): c for leaf in leaves for c in self._by_leaf.get(leaf, ())}
-        paths = {path for c in first.values() for path in _paths(c.expression)}
+        paths = {path: None for c in first.values() for path in _paths(c.expression)}
         return list({**first, **{id(c): c for path in paths for c in self._by_path[path]}}.values())
 
     def _resolve(

@@ -28,18 +28,18 @@ from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph
+from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
+from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
 from topiarist.graph.rules import RULES
 from topiarist.graph.rules.recurrent import recurrent_functions
 from topiarist.graph.running import (
     CONSTANT,
-    model_tensors,
     plain_operators,
     quiet,
     random_states_kept,
-    structural_copy,
     tensors_restored,
     twin,
 )
@@ -77,6 +77,16 @@ class Cost:
     tensor: str | None
 
 
+class _Place:
+    """An operator and the source line that calls it, looked up when it is told."""
+
+    def __init__(self, operator: str) -> None:
+        self.operator = operator
+
+    def __str__(self) -> str:
+        return f"{self.operator} at {source_line()}"
+
+
 class Trace:
     """What the rules speak to while a model runs."""
 
@@ -90,8 +100,10 @@ class Trace:
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
         self.used: set[str] = set()
         self.parameters: set[str] = set()
+        self.own: dict[int, Tensor] = {}  # the model's tensors, by id
         self.counting = True
         self.is_elsewhere = False  # on the meta device in place of another
+        self.kernels = Kernels()
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
         self._is_closed = False
@@ -139,7 +151,8 @@ class Trace:
 
     def pin(self, axis: Axis, reason: str) -> None:
         """Pin ``axis`` with a reason and the source line that causes it."""
-        self.graph.pin(axis, f"{reason}, at {source_line()}")
+        if axis is not self.graph.one:
+            self.graph.pin(axis, f"{reason}, at {source_line()}")
 
     def inexact(self, axis: Axis, operator: str) -> None:
         """Note that ``operator`` runs over ``axis``, so that removing an index cannot equal zeroing it."""
@@ -147,7 +160,9 @@ class Trace:
 
     def unify(self, a: Axis, b: Axis, operator: str) -> Axis:
         """Tie two axes of equal size; axes of size 1 broadcast and tie nothing."""
-        return self.graph.unify(a, b, f"{operator} at {source_line()}")
+        if self.graph.find(a) is self.graph.find(b):
+            return self.graph.find(a)
+        return self.graph.unify(a, b, _Place(operator))
 
     def contract(self, a: tuple[Tensor, int], b: tuple[Tensor, int], operator: str) -> Axis:
         """Tie the contracted pair; exact where either side is zero at a zeroed index."""
@@ -182,9 +197,9 @@ class Trace:
         sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self[tensor].axes]
         return torch.Size(sizes)
 
-    def forget(self, model: nn.Module) -> None:
+    def forget(self) -> None:
         """Forget every tensor that is not the model's own, also where somebody has kept one without values."""
-        own = {id(tensor) for _, tensor, _ in model_tensors(model)}
+        own = self.own
         passed = [entry[0] for key, entry in self._known.items() if key not in own]
         without_values = [ref(tensor) for tensor in passed if tensor.is_meta or isinstance(tensor, FakeTensor)]
         del passed
@@ -214,10 +229,10 @@ class Trace:
 
     def operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Let the rule of ``func`` speak, or pin everything where there is none."""
-        outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        outputs = [out] if isinstance(out, Tensor) else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if not outputs:
             return
-        operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        operands = (args, kwargs)
         kwargs = {k: v for k, v in kwargs.items() if k != "out"}  # the tensor to write into is the output
         name = str(func.overloadpacket)
         found = RULES.get(func) or RULES.get(func.overloadpacket)
@@ -231,7 +246,7 @@ class Trace:
                 found = None
         if found is None:
             self.unknown.setdefault(name, source_line())
-            self.pin_all(operands, reason)
+            self.pin_all((t for t in tree_leaves(operands) if isinstance(t, Tensor)), reason)
             for tensor in outputs:
                 self.put(tensor, self.pinned(tensor.shape, reason))
         if func._schema.is_mutable:
@@ -303,7 +318,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = self.trace.kernels(func, args, kwargs)
         if self.trace.counting and (values := numbers_in(func, args, kwargs)):
             self.trace.numbers.append(Number(func.name(), values))
         self.trace.operator(func, args, kwargs, out)
@@ -317,6 +332,7 @@ class _Functions(TorchFunctionMode):
         super().__init__()
         self.trace = trace
         self.inside: list[Any] = []  # functions whose bodies are running
+        self.bodies: dict[Any, Callable[..., Any] | None] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -324,7 +340,7 @@ class _Functions(TorchFunctionMode):
         if reader is not None:
             return reader(self.trace, *args, **kwargs)
         handler = SIZE_ARGUMENTS.get(func)
-        body = _body(func) if handler is None and func not in self.inside else None
+        body = self._body(func) if handler is None and func not in self.inside else None
         if body is not None:
             self.inside.append(func)
             try:
@@ -336,6 +352,11 @@ class _Functions(TorchFunctionMode):
         out = func(*args, **kwargs)
         self.trace.function(func, handler, args, kwargs, out)
         return out
+
+    def _body(self, func: Any) -> Callable[..., Any] | None:
+        if func not in self.bodies:
+            self.bodies[func] = _body(func)
+        return self.bodies[func]
 
 
 def _size(trace: Trace, input: Tensor, dim: int | None = None) -> Any:
@@ -444,7 +465,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
 
     if without_values is None:
         return collected()
-    return rehearsed(collected, state.numbers, model, example_inputs, on_meta=without_values is _on_meta)
+    kernels = state.kernels if without_values is _on_meta else None
+    return rehearsed(collected, state.numbers, model, example_inputs, kernels)
 
 
 def _without_frames(error: Exception) -> Exception:
@@ -465,6 +487,7 @@ def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
             tensors[name] = TensorInfo(known.axes, kind, tensor.element_size(), tied_to=first[id(tensor)])
             continue
         first[id(tensor)] = name
+        state.own[id(tensor)] = tensor
         axes = tuple(state.graph.leaf(size) for size in tensor.shape)
         state.put(tensor, axes, [kind == "parameter"] * len(axes), source=name)  # masks zero parameters only
         if kind == "parameter":
@@ -484,7 +507,7 @@ def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) ->
             return attempt
     with tensors_restored(model):
         _forward(state, structural_copy(model), training, fresh(example_inputs))
-    state.forget(model)
+    state.forget()
     return None
 
 
@@ -497,21 +520,20 @@ def _succeeds(attempt: Callable[..., None], state: Trace, model: nn.Module, *arg
     except Exception:  # whatever a model may raise
         del state.costs[costs:], state.numbers[numbers:]
         succeeds = False
-    state.forget(model)
+    state.forget()
     return succeeds
 
 
 def _on_meta(state: Trace, model: nn.Module, training: bool, example_inputs: Any) -> None:
     """Nothing but shapes: the copy's tensors are twins of the model's on the meta device."""
-    originals = {id(t): t for _, t, _ in model_tensors(model)}
-    devices = {t.device for t in originals.values()}
+    devices = {t.device for t in state.own.values()}
     if devices and not {t.device for t in tensors_in(example_inputs)} <= devices:
         raise ValueError("inputs on a device that holds nothing of the model: without devices it would not show")
     with torch.inference_mode(False):
-        twins = {key: twin(tensor, tuple(tensor.shape)) for key, tensor in originals.items()}
+        twins = {key: twin(tensor, tuple(tensor.shape)) for key, tensor in state.own.items()}
         inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
     for key, stand_in in twins.items():
-        state.alias(stand_in, originals[key])
+        state.alias(stand_in, state.own[key])
     state.is_elsewhere = any(device.type != "meta" for device in devices)
     try:
         _forward(state, structural_copy(model, twins), training, inputs)
@@ -534,13 +556,10 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
         state.put(tensor, axes)
     state.settle()
     clone.train(training)
-    integers = attributes.integer_attributes(clone)
-    tracked = {path: Size(value, Attribute(path), state) for path, value in integers.items()}
     with ExitStack() as stack:
         for name, module in clone.named_modules():
-            handle = module.register_forward_hook(_recorder(state, name))
-            stack.callback(handle.remove)
-        stack.enter_context(attributes.replaced(clone, tracked))
+            module.register_forward_hook(_recorder(state, name))
+        stack.enter_context(attributes.replaced(clone, lambda path, value: Size(value, Attribute(path), state)))
         stack.enter_context(plain_operators())
         stack.enter_context(_Operators(state))
         stack.enter_context(_Functions(state))

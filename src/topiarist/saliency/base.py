@@ -57,8 +57,10 @@ def needs(criterion: Saliency) -> frozenset[str]:
     return frozenset(getattr(criterion, "needs", frozenset()))
 
 
-def score(criterion: Saliency, slices: Slices) -> Tensor:
+def score(criterion: Saliency, slices: Slices, *, checked: bool = False) -> Tensor:
     """The criterion's scores of these units, checked on the way in and out: floats of shape ``(num units,)``.
+
+    ``checked`` says that weights and gradients are known to be finite.
 
     Raises:
         InputError: weights or gradients are NaN or infinite, what the criterion needs is not there, or it returns
@@ -70,7 +72,7 @@ def score(criterion: Saliency, slices: Slices) -> Tensor:
         tensor([2.0000, 0.5000])
     """
     units = slices.units
-    for what, tensors in (("weights", slices.weights), ("gradients", slices.gradients)):
+    for what, tensors in () if checked else (("weights", slices.weights), ("gradients", slices.gradients)):
         for place, tensor in enumerate(tensors):
             check_finite({_tensor_name(units, place, len(tensors)): tensor}, what)
     missing = [need for need in needs(criterion) if not getattr(slices, need, None)]

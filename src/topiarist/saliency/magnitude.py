@@ -11,6 +11,8 @@ from torch import Tensor
 from topiarist.errors import InputError
 from topiarist.saliency.base import Slices
 
+_STEP = 1 << 18  # elements taken to double precision at a time: they stay in the cache
+
 
 @dataclass(frozen=True)
 class Magnitude:
@@ -42,6 +44,16 @@ class Magnitude:
             return slices.weights[0].detach().abs().flatten()
         total = torch.zeros(slices.units.num, dtype=torch.float64)
         for weight in slices.weights:
-            norm = torch.linalg.vector_norm(weight.detach(), self.p, dim=1, dtype=torch.float64)
-            total = total.to(norm.device) + norm**self.p
+            total = total.to(weight.device) + self._power(weight.detach())
         return total ** (1 / self.p)
+
+    def _power(self, weight: Tensor) -> Tensor:
+        """The p-th power of the norm of each row, in blocks that follow the memory."""
+        if weight.stride(0) >= weight.stride(1):
+            parts = weight.split(max(1, _STEP // max(1, weight.shape[1])))
+            return torch.cat([torch.linalg.vector_norm(part.double(), self.p, dim=1) ** self.p for part in parts])
+        total = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+        for part in weight.split(max(1, _STEP // max(1, len(weight))), dim=1):
+            power = part.double()
+            total += (power.square_() if self.p == 2 else power.abs_()).sum(1)
+        return total

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import InputError, ShrinkError
 from topiarist.graph import attributes
+from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.running import random_states_kept
 from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
@@ -44,8 +45,7 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
         raise InputError(
             "single weights leave shapes as they are: use topiarist.mask, or a structure such as 'channel'"
         )
-    small = copy.deepcopy(model)
-    _cut_tensors(small, plan)
+    small = structural_copy(model, _tensors(model, plan))
     for path, value in plan.attributes.items():
         attributes.set(small, path, value)
     synchronise(small)
@@ -54,22 +54,40 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
     return small
 
 
-def _cut_tensors(model: nn.Module, plan: Plan) -> None:
-    done: set[int] = set()
+def _tensors(model: nn.Module, plan: Plan) -> dict[int, Any]:
+    """The tensors of the smaller model by the ids of those of ``model``: what is cut is never copied whole."""
+    made: dict[int, Any] = {}
     for name, slices in plan.slices.items():
-        path, _, leaf = name.rpartition(".")
-        try:
-            module = model.get_submodule(path)
-            places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
-            holder = next(place for place in places if leaf in place)
-        except (AttributeError, StopIteration):
-            raise InputError(f"the plan cuts {name!r}, which {type(model).__name__} does not have") from None
-        tensor = holder[leaf]
-        if not isinstance(tensor, Tensor):
-            raise InputError(f"the plan cuts {name!r}, which is no tensor of this model but {type(tensor).__name__}")
-        if id(tensor) not in done:  # tied tensors are one object, and stay it: it is cut in place
-            done.add(id(tensor))
-            tensor.data = _cut(name, tensor.data, slices)
+        tensor = _held(model, name)
+        if id(tensor) not in made:  # tied tensors are one object, and stay it
+            made[id(tensor)] = _like(tensor, _cut(name, tensor.data, slices))
+    for _, tensor, _ in model_tensors(model):
+        copy.deepcopy(tensor, made)
+    return made
+
+
+def _held(model: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+        tensor = next(place for place in places if leaf in place)[leaf]
+    except (AttributeError, StopIteration):
+        raise InputError(f"the plan cuts {name!r}, which {type(model).__name__} does not have") from None
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"the plan cuts {name!r}, which is no tensor of this model but {type(tensor).__name__}")
+    return tensor
+
+
+def _like(tensor: Tensor, data: Tensor) -> Tensor:
+    """A copy of ``tensor`` with other data."""
+    if type(tensor) is nn.Parameter:
+        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    if type(tensor) is Tensor and not tensor.requires_grad and not tensor.__dict__:
+        return data
+    copied = copy.deepcopy(tensor)
+    copied.data = data
+    return copied
 
 
 def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...]) -> Tensor:

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_map
 from topiarist.errors import InputError
 from topiarist.graph import trace
 from topiarist.inputs import call, fresh
-from topiarist.mask.attach import mask, unmask
 from topiarist.outputs import tensors_in
 from topiarist.plan import Plan
 from topiarist.shrink.apply import shrink
@@ -79,15 +78,19 @@ def verify(
     inputs = _random_like(example_inputs)
     inexact = {name: why for name, why in plan.inexact.items() if bool(plan.removed[name].any())}
     exact_names = tuple(name for name, gone in plan.removed.items() if bool(gone.any()) and name not in inexact)
+    part = exact_part(model, plan, example_inputs) if inexact else plan
+    error = _worst(model, part, inputs, tolerance)
+    inexact_error = _gap_of(model, shrink(model, plan), plan, inputs) if inexact else None
+    return Verification(error, tolerance, exact_names, inexact, inexact_error)
+
+
+def _worst(model: nn.Module, plan: Plan, inputs: Any, tolerance: float) -> float:
+    """The larger of the errors with the model's weights and with moved ones; the first that is too large ends it."""
+    error = _gap_of(model, shrink(model, plan), plan, inputs)
+    if not error <= tolerance:
+        return error
     moved = _moved(model, inputs)
-    full = max(
-        [_difference(model, small, plan, inputs), *(_difference(m, shrink(m, plan), plan, inputs) for m in moved)]
-    )
-    if not inexact:
-        return Verification(full, tolerance, exact_names, {}, None)
-    part = exact_part(model, plan, example_inputs)
-    error = max(_difference(m, shrink(m, part), part, inputs) for m in (model, *moved))
-    return Verification(error, tolerance, exact_names, inexact, full)
+    return max(error, _gap_of(moved, shrink(moved, plan), plan, inputs, outside_domain=0.0))
 
 
 def exact_part(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
@@ -97,16 +100,24 @@ def exact_part(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
     return Plan(plan.structure, removed, axes.slices(removed), axes.attributes(removed)[0])
 
 
-def _difference(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> float:
-    masked = in_float64(model)
-    mask(masked, plan)
-    try:
-        expected, found = _outputs(masked, inputs), _outputs(in_float64(small), inputs)
-    finally:
-        unmask(masked)
+def _gap_of(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, outside_domain: float = float("inf")) -> float:
+    """max |masked − small| / max |masked|; ``outside_domain`` where the masked model returns what is not a number."""
+    expected = _outputs(_zeroed(in_float64(model), plan), inputs)
+    if any(bool(t.isnan().any()) for t in expected):
+        return outside_domain
     finite = [t[t.isfinite()].abs() for t in expected]
     scale = max((float(t.max()) for t in finite if t.numel()), default=0.0) or 1.0
+    found = _outputs(in_float64(small), inputs)
     return max((_gap(a, b) for a, b in zip(expected, found, strict=True) if a.numel()), default=0.0) / scale
+
+
+def _zeroed(model: nn.Module, plan: Plan) -> nn.Module:
+    """The same model with what ``plan`` removes set to zero, for good: a mask would keep what was there."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, removed in plan.masks(model).items():
+            parameters[name].masked_fill_(removed.to(parameters[name].device), 0)
+    return model
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
@@ -123,8 +134,8 @@ def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     return [t.double() for t in found if t.is_floating_point()]
 
 
-def _moved(model: nn.Module, inputs: Any) -> list[nn.Module]:
-    """A float64 copy with every parameter moved a little; none where that leaves the domain of a function.
+def _moved(model: nn.Module, inputs: Any) -> nn.Module:
+    """A float64 copy with every parameter moved a little.
 
     Its batch norms take their statistics from these inputs, so that a signal comes through to the output: where little
     does, a wrong cut is as small as the rest of it, and the constants of the last layer drown both.
@@ -136,11 +147,13 @@ def _moved(model: nn.Module, inputs: Any) -> list[nn.Module]:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(0.05 * noise.to(parameter.device))
     _take_statistics(moved, inputs)
-    return [] if any(bool(t.isnan().any()) for t in _outputs(moved, inputs)) else [moved]
+    return moved
 
 
 def _take_statistics(model: nn.Module, inputs: Any) -> None:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    if not norms:
+        return
     before = copy.deepcopy([(m.running_mean, m.running_var) for m in norms])
     for norm in norms:
         norm.momentum = 1.0

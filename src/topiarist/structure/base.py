@@ -41,9 +41,13 @@ def _by_unit(tensor: Tensor, member: Member, num: int) -> Tensor:
     tensor = tensor.detach()
     if member.dim is None or member.unit is None:
         return tensor.reshape(num, 1)
-    unit = member.unit.to(tensor.device)
-    positions = torch.argsort(unit, stable=True)[int((unit < 0).sum()) :]
-    return tensor.movedim(member.dim, 0).index_select(0, positions).reshape(num, -1)
+    positions = torch.argsort(member.unit, stable=True)[int((member.unit < 0).sum()) :]
+    first = int(positions[0]) if len(positions) else 0
+    if torch.equal(positions, torch.arange(first, first + len(positions))):  # in a row, as mostly: no copy of its own
+        part = tensor.narrow(member.dim, first, len(positions))
+    else:
+        part = tensor.index_select(member.dim, positions.to(tensor.device))
+    return part.unflatten(member.dim, (num, -1)).movedim(member.dim, 0).reshape(num, -1)
 
 
 def own_weight(units: Units, tensors: Mapping[str, Tensor]) -> Tensor:
