@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from topiarist.testing.invariants import check_agreement, half_of_every_axis
 from topiarist.testing.zoo import Net, build
 
 aten = torch.ops.aten
+COUNT = itertools.count()
 
 # Each entry: what makes a number or another way of a weight of shape (8, 5), applied to h of shape (3, 8).
 HIDDEN = {
@@ -85,6 +88,12 @@ def test_a_branch_that_opens_with_less_than_half_is_not_seen_and_fails_the_proof
     model, inputs = between(lambda h, w: h * 2 if w.shape[0] > 2 else h * 3)
     axes = trace(model, inputs)
     assert axes.free == ["first.weight:0", "second.weight:0"]
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random, lambda: next(COUNT) * 0.1])
+def test_numbers_that_are_drawn_or_change_by_themselves_pin_nothing(draw):
+    model, inputs = between(lambda h, w: h * (1.0 + draw()))
+    assert trace(model, inputs).free == ["first.weight:0", "second.weight:0"]
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet_option_b", "recurrent_layers", "einsum_attention", "dense_block"])

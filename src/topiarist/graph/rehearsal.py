@@ -105,11 +105,10 @@ def rehearsed(
     """
     axes = collect()
     perform = _on_fake if kernels is None else partial(_on_meta, kernels)
-    with random_states_kept(model):
-        while found := faults(axes, traced, partial(perform, model, axes, example_inputs)):
-            for leaf, reason in found.items():
-                axes.graph.pin(leaf, reason)
-            axes = collect()
+    while found := faults(axes, traced, partial(perform, model, axes, example_inputs)):
+        for leaf, reason in found.items():
+            axes.graph.pin(leaf, reason)
+        axes = collect()
     return axes
 
 
@@ -143,6 +142,8 @@ def faults(axes: Axes, traced: Performance, perform: Callable[[Mapping[Axis, int
     if not moves or fault(moves) is None:
         return {}
     whole = perform({})
+    if _fault(whole, lambda: perform({})) is not None:  # numbers that change by themselves say nothing
+        return {}
     return dict(guilty(moves, fault(moves)))
 
 
@@ -185,7 +186,8 @@ def _on_meta(
     """Run a copy with other sizes: the numbers that its operators are given."""
     inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
     clone = _smaller(model, axes, sizes, {id(t): twin(t, shape) for t, shape in _shapes(model, axes, sizes)})
-    return _performance(clone, inputs, kernels)
+    with random_states_kept(model):
+        return _performance(clone, inputs, kernels)
 
 
 def _on_fake(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
@@ -194,7 +196,8 @@ def _on_fake(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[A
         inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, example_inputs)
         changed = [(t, shape) for t, shape in _shapes(model, axes, sizes) if shape != tuple(t.shape)]
         clone = _smaller(model, axes, sizes, {id(t): twin(t, shape, t.device) for t, shape in changed})
-        return _performance(clone, inputs, Kernels())
+        with random_states_kept(model):
+            return _performance(clone, inputs, Kernels())
 
 
 def _shapes(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
