@@ -90,6 +90,14 @@ def image(h):
     return h.transpose(1, 2).unflatten(2, (2, 3))
 
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+
+    @torch.jit.script
+    def gated(h: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        return torch.relu(h * g)
+
+
 G = {"g": parameter(8)}
 CASES = {
     # pointwise
@@ -254,6 +262,9 @@ CASES = {
     "a Fourier transform": (lambda m, h: torch.fft.fft(h).real, {}, PINNED),
     "complex numbers": (lambda m, h: torch.view_as_real(torch.complex(h, h * m.g)).sum(-1), G, FREE),
     "complex numbers in polar form": (lambda m, h: torch.view_as_complex(torch.stack((h, h), -1)).imag * m.g, G, FREE),
+    # scripted code and mapped functions
+    "a scripted function": (lambda m, h: gated(h, m.g), G, FREE),
+    "a function mapped over examples": (lambda m, h: torch.vmap(lambda row: row * 2)(h), {}, FREE),
     # where a tensor lies
     "another way on the meta device": (lambda m, h: h * h.mean() if h.is_meta else h * 2, {}, FREE),
     "another way off the CPU": (lambda m, h: h * 2 if h.is_cpu else h * h.mean(), {}, FREE),

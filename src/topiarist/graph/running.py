@@ -75,3 +75,12 @@ def tensors_restored(model: nn.Module, largest: float = math.inf) -> Iterator[No
             for tensor, version, value in before.values():
                 if tensor._version != version or not torch.equal(tensor, value):  # batch norms write unannounced
                     tensor.copy_(value)
+
+
+def without_frames(error: Exception) -> Exception:
+    """The error and its causes without the frames they came through, which hold every tensor of the run."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error

@@ -42,6 +42,7 @@ from topiarist.graph.running import (
     random_states_kept,
     tensors_restored,
     twin,
+    without_frames,
 )
 from topiarist.graph.sizes import (
     Attribute,
@@ -103,6 +104,7 @@ class Trace:
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
         self.counting = True
         self.is_elsewhere = False  # on the meta device in place of another
+        self.is_inside = False  # of an operator
         self.kernels = Kernels()
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
@@ -318,10 +320,14 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = self.trace.kernels(func, args, kwargs)
-        if self.trace.counting and (values := numbers_in(func, args, kwargs)):
-            self.trace.numbers.append(Number(func.name(), values))
-        self.trace.operator(func, args, kwargs, out)
+        before, self.trace.is_inside = self.trace.is_inside, True
+        try:
+            out = self.trace.kernels(func, args, kwargs)
+            if self.trace.counting and (values := numbers_in(func, args, kwargs)):
+                self.trace.numbers.append(Number(func.name(), values))
+            self.trace.operator(func, args, kwargs, out)
+        finally:
+            self.trace.is_inside = before
         return out
 
 
@@ -336,6 +342,8 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.trace.is_inside:  # scripted code hands its operators to the modes in turn
+            return func(*args, **kwargs)
         reader = _READERS.get(func)
         if reader is not None:
             return reader(self.trace, *args, **kwargs)
@@ -450,7 +458,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
             try:
                 ran = _run(state, model, mode == "training", example_inputs)
             except Exception as error:  # whatever a model may raise; it is chained below
-                errors[mode] = _without_frames(error)
+                errors[mode] = without_frames(error)
             if mode == "evaluation":
                 used, without_values = set(state.used), None if errors else ran
     state.close()
@@ -467,15 +475,6 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
         return collected()
     kernels = state.kernels if without_values is _on_meta else None
     return rehearsed(collected, state.numbers, model, example_inputs, kernels)
-
-
-def _without_frames(error: Exception) -> Exception:
-    """The error and its causes without the frames they came through, which hold every tensor of the run."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
-    return error
 
 
 def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
