@@ -59,7 +59,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     known = memo.get(id(value))
     if known is not None:
         return known
-    if kind is dict or (not value and kind in _CONTAINERS):
+    if kind is dict or (kind in _CONTAINERS and not value):
         made: Any = kind()
         memo[id(value)] = made
         if value:
