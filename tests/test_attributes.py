@@ -194,3 +194,28 @@ def test_the_model_can_still_be_copied(model: nn.Module) -> None:
     attributes.set(model, "0.config->hidden_size", 6)
     copied = copy.deepcopy(model)
     assert attributes.integer_attributes(copied) == attributes.integer_attributes(model)
+
+
+def test_update_shares_what_is_the_same_and_parts_what_is_not() -> None:
+    config = Config()
+    model = nn.Sequential(Layer(config), Layer(config), Layer(config))
+    attributes.update(model, {"0.config->hidden_size": 6, "1.config->hidden_size": 6, "2.config->hidden_size": 9})
+    assert model[0].config is model[1].config
+    assert [layer.config.hidden_size for layer in model] == [6, 6, 9]
+    assert (config.hidden_size, model[2].config.deep is config.deep) == (12, True)
+
+
+def test_update_keeps_parts_shared_below_what_differs() -> None:
+    config = Config()
+    model = nn.Sequential(Layer(config), nn.Identity())
+    model[1].deep = config.deep
+    attributes.update(model, {"0.config->deep->depth": 1, "1.deep->depth": 1})
+    assert model[0].config.deep is model[1].deep
+    assert model[1].deep.depth == 1
+
+
+def test_update_changes_nothing_where_one_path_is_wrong(model: nn.Module) -> None:
+    before = attributes.integer_attributes(model)
+    with pytest.raises(InputError):
+        attributes.update(model, {"0.num_heads": 2, "1.num_head": 2})
+    assert attributes.integer_attributes(model) == before

@@ -28,11 +28,33 @@ from topiarist.report import RunRecord, build
 
 TINY = """
 import time
+from types import SimpleNamespace
 import torch
 from torch import nn
 
 def net():
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Dropout(0.1), nn.Linear(12, 3))
+
+class Configured(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(16, config.width), nn.ReLU(),
+                                    nn.Linear(config.width, config.width), nn.ReLU(), nn.Linear(config.width, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+    def save_pretrained(self, folder):
+        folder.mkdir()
+        (folder / "width").write_text(str(self.config.width))
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        return cls(SimpleNamespace(width=int((folder / "width").read_text())))
+
+def configured():
+    return Configured(SimpleNamespace(width=12))
 
 def loaders():
     x = torch.randn(96, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -187,6 +209,16 @@ def test_sensitivity_writes_a_table_and_a_heat_map() -> None:
     ]
 
 
+def test_sizes_tied_by_the_config_are_saved_by_the_model_itself() -> None:
+    own = OWN.replace(":net", ":configured")
+    run(f"prune {own} --epochs 1 --recover none --structure channel --macs 0.5 --uniform config --out out")
+    width = int(Path("out/pretrained/width").read_text())
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights("out/model").items() if "weight" in name}
+    assert [*shapes.values()] == [(width, 16), (width, width), (3, width)]
+    assert "uniform: config" in Path("out/recipe.yaml").read_text()
+    assert "together with 1 of layers.3.weight:0" in run(f"explain {own} layers.1 --uniform config").output
+
+
 def test_explain_shows_axes_and_says_why() -> None:
     output = run(f"explain {OWN}").output
     assert "1.weight:0" in output
@@ -232,6 +264,7 @@ def test_a_folder_of_parquet_files() -> None:
         (f"prune {OWN} --sparsity nan", "sparsity must lie in [0, 1]"),
         (f"prune {OWN} --sparsity 0.5 --macs 0.5", "sparsity and macs are given"),
         (f"prune {OWN} --structure channel --macs 0.0001", "nearest is macs="),
+        (f"prune {OWN} --structure channel --uniform config", "names no attribute of Sequential that holds a config"),
         (f"prune {OWN} --keep head.*", "keep='head.*' matches no module"),
         (f"prune {OWN} --allocation conv=0.5", "'conv' fits no layer"),
         (f"prune {OWN} --structure chanel", "(nearest: channel"),

@@ -1,6 +1,7 @@
 """Examine every model of the zoos, one process each, and write the table. Resumable: what has a row is not run again.
 
 python zoo/run.py torchvision timm --workers 2 --limit 300
+python zoo/run.py torchvision timm --tenth    # nothing is written: a fixed tenth must come out as its rows say
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", help="these models alone")
     parser.add_argument("--every", type=int, default=1, help="take every nth model")
     parser.add_argument("--again", action="store_true", help="repeat what did not pass")
+    parser.add_argument("--tenth", action="store_true", help="compare a fixed tenth with its rows; write nothing")
     chosen = parser.parse_args()
+    if chosen.tenth:
+        sys.exit(sum(differences(zoo, chosen.workers, chosen.limit) for zoo in chosen.zoos))
     for zoo in chosen.zoos:
         rows = read(zoo)
         names = [n for n in zoos()[zoo].names()[:: chosen.every] if not chosen.names or n in chosen.names]
@@ -42,15 +46,35 @@ def main() -> None:
     write({zoo: read(zoo) for zoo in zoos()})
 
 
-def fill(zoo: str, names: list[str], rows: dict[str, Row], workers: int, limit: int) -> None:
-    """One process a model; a row is written as soon as it is there."""
+def fill(zoo: str, names: list[str], rows: dict[str, Row], workers: int, limit: int, keep: bool = True) -> None:
+    """One process a model; a row is written as soon as it is there, unless it is not to be kept."""
     with Progress() as progress, ThreadPoolExecutor(workers) as pool:
         bar = progress.add_task(zoo, total=len(names))
         for future in as_completed([pool.submit(examined, zoo, name, limit) for name in names]):
             row = future.result()
             rows[row["name"]] = row
-            store(zoo, rows)
+            if keep:
+                store(zoo, rows)
             progress.update(bar, advance=1, description=f"{zoo}: {row['name']} {row['status']}")
+
+
+def tenth(rows: dict[str, Row]) -> list[str]:
+    """Of every ten models in order of their names, relatives mostly, the one that took the least time."""
+    names = sorted(name for name in rows if rows[name]["status"] in ("passed", "nothing to cut"))
+    return [
+        min(names[i : i + 10], key=lambda name: sum(rows[name]["seconds"].values())) for i in range(0, len(names), 10)
+    ]
+
+
+def differences(zoo: str, workers: int, limit: int) -> int:
+    """How many models of the tenth do not come out as their rows say; each is told on standard error."""
+    expected, found, count = read(zoo), {}, 0
+    fill(zoo, tenth(expected), found, workers, limit, keep=False)
+    for name, row in found.items():
+        if row["status"] != expected[name]["status"] or row.get("removed", 0) < expected[name].get("removed", 0) - 1e-3:
+            count += 1
+            sys.stderr.write(f"{zoo} {name}: {row}\nits row: {expected[name]}\n")
+    return count
 
 
 def examined(zoo: str, name: str, limit: int) -> Row:

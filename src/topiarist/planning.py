@@ -45,6 +45,7 @@ def plan(
     loss: Loss | None = None,
     keep: Sequence[str] = (),
     round_to: int | None = None,
+    uniform: str | None = None,
 ) -> Plan:
     """Decide which units of ``model`` go; the model is left as it is.
 
@@ -63,9 +64,12 @@ def plan(
         keep: fnmatch patterns over module names; what those modules return stays whole.
         round_to: leave a multiple of this many channels of every axis, as hardware likes them; see
             `topiarist.structure.Channel`.
+        uniform: the name of the model's attribute with the config that its class is built from, ``"config"`` as a rule:
+            sizes are tied across layers so that a config describes what is left. None: layers get widths of their own.
 
     Raises:
-        InputError: an argument cannot be used, a name matches nothing, or weights are not finite.
+        InputError: an argument cannot be used, a name matches nothing, weights are not finite, or with ``uniform`` the
+            model is not what its class builds from its config.
         TraceError: the model does not run on ``example_inputs``.
         BudgetError: the budget cannot be reached; the message names what limits it.
 
@@ -77,7 +81,7 @@ def plan(
         >>> made.num_removed, made.achieved["macs"]
         (4, 0.5)
     """
-    planner = Planner(model, trace(model, example_inputs), structures.resolve(structure, round_to), keep)
+    planner = Planner.of(model, example_inputs, structures.resolve(structure, round_to), keep, uniform)
     criterion = saliencies.resolve(saliency)
     spread = planner.allocation(allocation, criterion, data, loss)
     return planner.plan(criterion, spread, budget, data=data, loss=loss)
@@ -94,6 +98,7 @@ def sensitivity(
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     keep: Sequence[str] = (),
+    uniform: str | None = None,
     path: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SensitivityTable:
@@ -119,7 +124,7 @@ def sensitivity(
         >>> table.layers
         ('0.weight', '2.weight')
     """
-    planner = Planner(model, trace(model, example_inputs), structures.resolve(structure), keep)
+    planner = Planner.of(model, example_inputs, structures.resolve(structure), keep, uniform)
     return planner.analyse(
         saliencies.resolve(saliency), evaluate, grid, data=data, loss=loss, path=path, progress=progress
     )
@@ -137,6 +142,17 @@ class Planner:
     structure: Structure
     keep: Sequence[str] = ()
     excluded: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, example_inputs: Any, structure: Structure, keep: Sequence[str], uniform: str | None
+    ) -> Planner:
+        """Trace the model; arguments are those of `plan`."""
+        if uniform is not None and not structure.is_physical:
+            raise InputError(
+                f"uniform={uniform!r} ties sizes, and {structure} leaves all as they are; try structure='channel'"
+            )
+        return cls(model, trace(model, example_inputs, uniform), structure, keep)
 
     @cached_property
     def units(self) -> tuple[Units, ...]:
@@ -159,6 +175,9 @@ class Planner:
         price = partial(self.price, units=candidates.units, wanted=wanted)
         removed, _ = allocations.fit(allocation, candidates, budget, price)
         requested = {} if budget is None else {budget.unit: budget.value}
+        missed = self.axes.undescribed(by_axis(candidates.units, removed, self.axes))
+        if missed is not None:
+            raise InputError(f"the config cannot describe what is left: {missed}; try another budget")
         return self.make(removed, candidates.units, requested, self.price(removed, candidates.units))
 
     def candidates(

@@ -17,7 +17,6 @@ from topiarist import schedule as schedules
 from topiarist import structure as structures
 from topiarist.allocation import Allocation
 from topiarist.errors import InputError, ShrinkError
-from topiarist.graph import trace
 from topiarist.journal import Journal, Progress
 from topiarist.mask import mask, unmask
 from topiarist.plan import Budget, Plan
@@ -47,6 +46,8 @@ class PruneResult:
     history: tuple[Mapping[str, float], ...]
     verification: Verification | None
     excluded: Mapping[str, str]
+    loads_with: str
+    loads_with_reason: str
 
 
 def prune(
@@ -65,6 +66,7 @@ def prune(
     evaluate: Evaluate | None = None,
     keep: Sequence[str] = (),
     round_to: int | None = None,
+    uniform: str | None = None,
     recipe: TrainingRecipe | None = None,
     checkpoints: Checkpoints | None = None,
     folder: str | Path | None = None,
@@ -100,7 +102,9 @@ def prune(
         >>> result.model[0].out_features, result.verification.passed
         (4, True)
     """
-    planner = _sound_planner(model, example_inputs, structures.resolve(structure, round_to), keep)
+    planner = _sound_planner(
+        Planner.of(model, example_inputs, structures.resolve(structure, round_to), keep, uniform), example_inputs
+    )
     criterion = saliencies.resolve(saliency)
     run = _Run(
         planner=planner,
@@ -125,7 +129,8 @@ def prune(
         if not checked.passed:
             raise ShrinkError(f"{checked}; the model is untouched. Please report this model: a rule is wrong")
         work = small
-    return PruneResult(work, plan, tuple(progress.curve), tuple(progress.history), checked, run.planner.excluded)
+    curve, history, loading = tuple(progress.curve), tuple(progress.history), _loading(work, planner)
+    return PruneResult(work, plan, curve, history, checked, run.planner.excluded, *loading)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +155,7 @@ class _Run:
             "budget": repr(budget),
             "keep": list(self.planner.keep),
             "num_steps": num_steps,
+            **({} if self.planner.axes.blueprint is None else {"uniform": self.planner.axes.blueprint.name}),
         }
 
     def loop(
@@ -199,14 +205,24 @@ def _num_steps(steps: int | None, schedule: Schedule, budget: Budget | None) -> 
     return steps
 
 
-def _sound_planner(model: nn.Module, example_inputs: Any, structure: Structure, keep: Sequence[str]) -> Planner:
-    """A planner whose every axis can be cut in this model: tried with half of each, before any training.
+def _loading(model: nn.Module, planner: Planner) -> tuple[str, str]:
+    """What a saved model is loaded with, and why."""
+    kind, blueprint = type(model).__name__, planner.axes.blueprint
+    stock = "from_pretrained" if hasattr(model, "from_pretrained") else "load_state_dict"
+    if not planner.structure.is_physical:
+        return stock, f"shapes are those that {kind} makes; what is removed is zero"
+    if blueprint is None:
+        return "topiarist.load", f"sizes may differ between layers of {kind}, which no config describes"
+    return stock, f"{blueprint.title} makes these shapes: sizes are tied across layers, and {blueprint.name} says them"
+
+
+def _sound_planner(planner: Planner, example_inputs: Any) -> Planner:
+    """The planner without axes that cannot be cut in this model: tried with half of each, before any training.
 
     Where the smaller model does not run or differs from the masked one, the axes at fault are found by halves and
     excluded, with the reason; the others can be cut together.
     """
-    planner = Planner(model, trace(model, example_inputs), structure, keep)
-    if not structure.is_physical:
+    if not planner.structure.is_physical:
         return planner
     return replace(planner, excluded=_at_fault(planner, example_inputs, [u.name for u in planner.units], []))
 

@@ -81,7 +81,7 @@ def sensitivity(recipe: Recipe) -> None:
 
 
 @app.command()
-@takes(LOOK)
+@takes((*LOOK, "uniform"))
 def explain(
     recipe: Recipe,
     name: Annotated[Optional[str], typer.Argument(help="an axis, tensor or module; all axes unless given")] = None,  # noqa: UP045
@@ -94,7 +94,7 @@ def explain(
     to = console()
     with Stages(to) as stages:
         task = Task.of(recipe, stages)
-    axes = trace(task.model, task.example_inputs)
+    axes = trace(task.model, task.example_inputs, recipe.uniform)
     if name is not None:
         to.print(axes.explain(name), markup=False)
         return

@@ -20,7 +20,7 @@ _TRAINING = (
     *("pad", "flip", "epochs", "lr", "lr_schedule", "optimizer", "momentum", "weight_decay", "log_interval"),
     "out",
 )
-_CHOICE = ("structure", "round_to", "saliency", "keep")
+_CHOICE = ("structure", "round_to", "uniform", "saliency", "keep")
 _PRUNING = (
     *("allocation", "sparsity", "compression", "macs", "params", "bytes", "schedule", "steps"),
     *("recover", "recover_epochs", "recover_lr", "rewind_to", "grid"),

@@ -91,6 +91,9 @@ class Recipe(BaseModel):
     bytes: float | None = Field(None, description="budget: the fraction of bytes that remains")
     keep: Words = Field((), description="patterns of modules whose outputs stay whole: head.*,stem")
     round_to: Counting | None = Field(None, description="leave a multiple of this many channels of every axis: 8, 16")
+    uniform: str | None = Field(
+        None, description="'config': tie sizes across layers so that the model's config describes what is left"
+    )
     schedule: str = Field(
         "one-shot", description="'one-shot', 'linear', 'cubic', 'exponential', 'constant-fraction' or a function"
     )

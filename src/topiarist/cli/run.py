@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -30,7 +31,7 @@ from topiarist.report import RunRecord
 from topiarist.report.build import Result, build
 
 RECORD, REPORT, TABLE = "record.json", "report.html", "sensitivity.json"
-DENSE, MODEL = "dense", "model"
+DENSE, MODEL, PRETRAINED = "dense", "model", "pretrained"
 _STEPS, _CHECKPOINTS, _ROWS = "steps", "checkpoints", "training.json"
 
 Rows = list[dict[str, float]]
@@ -140,6 +141,9 @@ def prune(run: Run) -> RunRecord:
     stage = run.stages.stage("prune")
     result = pruned(task, dense, stage, table=table, checkpoints=checkpoints, folder=run.folder / _STEPS)
     save(result.model, run.folder / MODEL, plan=result.plan)
+    if task.recipe.uniform is not None and result.loads_with == "from_pretrained":
+        own: Any = result.model.save_pretrained
+        own(run.folder / PRETRAINED)
     return run.record(dense, rows, [result], table)
 
 

@@ -115,7 +115,12 @@ class Task:
         """Which units there are and how they are scored, as arguments of `topiarist.plan` and its like."""
         r = self.recipe
         structure = structure_of(r.structure, r.round_to)
-        return {"structure": structure, "saliency": saliency_of(_object(r.saliency)), "keep": r.keep}
+        return {
+            "structure": structure,
+            "saliency": saliency_of(_object(r.saliency)),
+            "keep": r.keep,
+            "uniform": r.uniform,
+        }
 
     @property
     def amount(self) -> dict[str, Any]:

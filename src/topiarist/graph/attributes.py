@@ -30,6 +30,7 @@ from torch import nn
 from topiarist.errors import InputError, nearest
 
 _INTERNAL = frozenset(nn.Module().__dict__)
+_PLAIN = (bool, int, float, complex, str, type(None))
 _HOLDS_NONE = (bool, float, str, type(None))
 _DEEPEST = 4
 _LONGEST = 1024  # a longer container holds data, not sizes
@@ -55,7 +56,22 @@ def integer_attributes(model: nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
     for prefix, module in _prefixed(model):
         for name, value in _holding(module):
-            found.update((prefix + name + steps, number) for steps, number in _walk(value, ()))
+            found.update((prefix + name + steps, plain) for steps, plain in _walk(value, ()) if _is_integer(plain))
+    return found
+
+
+def plain_attributes(model: nn.Module) -> dict[str, Any]:
+    """Every integer, and every other number, truth value, text and None in the same places, by path.
+
+    Example:
+        >>> plain_attributes(nn.Sequential(nn.LayerNorm(8)))
+        {'0.normalized_shape[0]': 8, '0.eps': 1e-05, '0.elementwise_affine': True}
+    """
+    found: dict[str, Any] = {}
+    for prefix, module in _prefixed(model):
+        for name, value in module.__dict__.items():
+            if name not in _INTERNAL and _is_name(name):
+                found.update((prefix + name + steps, plain) for steps, plain in _walk(value, ()))
     return found
 
 
@@ -97,8 +113,33 @@ def set(model: nn.Module, path: str, value: int) -> None:
         >>> norm.normalized_shape
         (4, 6)
     """
-    module, name, steps = _settable(model, path, value)
-    module.__dict__[name] = _replaced(module.__dict__[name], steps, value)
+    update(model, {path: value})
+
+
+def update(model: nn.Module, values: Mapping[str, int]) -> None:
+    """Put other integers at several paths at once, as `set` does.
+
+    Modules that share an object and ask for the same of it share its copy; where they ask for two values, each gets
+    a copy of its own.
+
+    Raises:
+        InputError: there is no integer at one of the paths, or a value is not one; nothing is changed then.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> model, config = nn.Sequential(nn.Identity(), nn.Identity()), SimpleNamespace(width=8)
+        >>> model[0].config = model[1].config = config
+        >>> update(model, {"0.config->width": 6, "1.config->width": 6})
+        >>> model[0].config is model[1].config, model[0].config.width, config.width
+        (True, 6, 8)
+    """
+    wanted: dict[tuple[int, str], tuple[nn.Module, str, _Changes]] = {}
+    for path, value in values.items():
+        module, name, steps = _settable(model, path, value)
+        wanted.setdefault((id(module), name), (module, name, {}))[2][steps] = value
+    memo: dict[Any, Any] = {}
+    for module, name, changes in wanted.values():
+        module.__dict__[name] = _changed(module.__dict__[name], changes, memo)
 
 
 @contextmanager
@@ -117,12 +158,11 @@ def replaced(model: nn.Module, make: Callable[[str, int], int]) -> Iterator[None
     try:
         for prefix, module in _prefixed(model):
             for name, value in list(_holding(module)):
-                with_paths = [(steps, number) for steps, number in _walk(value, ())]
-                if with_paths:
+                found = [(steps, number) for steps, number in _walk(value, ()) if _is_integer(number)]
+                changes = {_steps(steps): make(prefix + name + steps, number) for steps, number in found}
+                if changes:
                     before.append((module.__dict__, name, value))
-                for steps, number in with_paths:
-                    path = prefix + name + steps
-                    module.__dict__[name] = _replaced(module.__dict__[name], _steps(steps), make(path, number))
+                    module.__dict__[name] = _changed(value, changes, {})
         yield
     finally:
         for held, name, value in before:
@@ -130,6 +170,7 @@ def replaced(model: nn.Module, make: Callable[[str, int], int]) -> Iterator[None
 
 
 Step = tuple[str, str | int]  # ("field", name), ("index", position) or ("key", key)
+_Changes = dict[tuple[Step, ...], int]  # steps from one object → the integer at their end
 
 
 def _prefixed(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -143,8 +184,8 @@ def _holding(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _walk(value: Any, above: tuple[int, ...]) -> Iterator[tuple[str, int]]:
-    if _is_integer(value):
+def _walk(value: Any, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, _PLAIN) and not isinstance(value, enum.Enum):
         yield "", value
     elif len(above) < _DEEPEST and id(value) not in above:
         for step, child in _children(value):
@@ -168,22 +209,35 @@ def _children(value: Any) -> Iterator[tuple[Step, Any]]:
         yield from ((("field", name), child) for name, child in _fields(value).items() if _is_name(name))
 
 
-def _replaced(value: Any, steps: tuple[Step, ...], number: int) -> Any:
-    """A copy of ``value`` along ``steps``, with ``number`` at their end."""
-    if not steps:
-        return number
-    _, key = steps[0]
-    child = _replaced(dict(_children(value))[steps[0]], steps[1:], number)
+def _changed(value: Any, changes: _Changes, memo: dict[Any, Any]) -> Any:
+    """A copy of ``value`` along the steps of ``changes``, with their numbers; the same copy for the same changes."""
+    if () in changes:
+        return changes[()]
+    numbers = frozenset((steps, n if type(n) is int else id(n)) for steps, n in changes.items())
+    key = (id(value), numbers)
+    if key not in memo:
+        below: dict[Step, _Changes] = {}
+        for (first, *rest), number in changes.items():
+            below.setdefault(first, {})[tuple(rest)] = number
+        children = dict(_children(value))
+        new = {step[1]: _changed(children[step], deeper, memo) for step, deeper in below.items()}
+        memo[key] = (value, _with(value, new))  # the value is kept, so that no other takes over its id
+    return memo[key][1]
+
+
+def _with(value: Any, new: Mapping[str | int, Any]) -> Any:
+    """A shallow copy of ``value`` with other contents at some of its positions, keys or fields."""
     if isinstance(value, tuple):
-        items = [child if i == key else item for i, item in enumerate(value)]
+        items = [new.get(i, item) for i, item in enumerate(value)]
         return value._make(items) if hasattr(value, "_make") else type(value)(items)
     copied: Any = copy.copy(value)
-    if isinstance(value, (list, dict)):
-        copied[key] = child
-    elif key in getattr(copied, "__dict__", {}):
-        copied.__dict__[key] = child
-    else:
-        object.__setattr__(copied, str(key), child)
+    for key, child in new.items():
+        if isinstance(value, (list, dict)):
+            copied[key] = child
+        elif key in getattr(copied, "__dict__", {}):
+            copied.__dict__[key] = child
+        else:
+            object.__setattr__(copied, str(key), child)
     return copied
 
 

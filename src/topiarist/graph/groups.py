@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from topiarist.errors import InputError, nearest
 from topiarist.graph.axis import Axis
-from topiarist.graph.sizes import Constraint
-from topiarist.graph.sizing import Sizing, Step, text
+from topiarist.graph.blueprint import Blueprint
+from topiarist.graph.sizes import Constraint, text
+from topiarist.graph.sizing import Sizing, Step
+from topiarist.graph.uniform import Move, described_moves
 from topiarist.plan import Member, Slice
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class AxisInfo:
     """One axis: its name (``"fc1.weight:0"``: tensor and dimension where it first lives), its size, the tensors it
     ties, the layer that carries it, and why it may not shrink (``pins``) or not exactly (``inexact``). ``step`` names
     the axes that shrink only together with it and how many indices of each go at a time; it is empty for an axis that
-    shrinks alone."""
+    shrinks alone. ``minimum`` of such steps, or of single indices, must stay."""
 
     name: str
     leaf: Axis
@@ -48,6 +50,7 @@ class AxisInfo:
     inexact: tuple[str, ...]
     is_head: bool
     step: tuple[tuple[str, int], ...] = ()
+    minimum: int = 1
 
 
 class Axes:
@@ -60,6 +63,7 @@ class Axes:
         tensors: Mapping[str, TensorInfo],
         integers: Mapping[str, int],
         training_error: Exception | None,
+        blueprint: Blueprint | None = None,
     ) -> None:
         self.graph = trace.graph
         self.costs = tuple(trace.costs)
@@ -67,12 +71,17 @@ class Axes:
         self.integers = dict(integers)
         self.unknown_operators = dict(trace.unknown)
         self.training_error = training_error
+        self.blueprint = blueprint
+        self.moves: tuple[Move, ...] = ()
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.modules = {name: type(module).__name__ for name, module in model.named_modules()}
         self._pin_unused(trace.used)
         held = [axis for info in self.tensors.values() for axis in info.axes]
-        self.sizing = Sizing(self.graph, trace.constraints, integers, held)
-        self.axes = tuple(self._collect(self._find_steps()))
+        constraints: Sequence[Constraint] = trace.constraints
+        if blueprint is not None:
+            constraints = blueprint.constraints(constraints, {n: i.axes for n, i in self.tensors.items()})
+        self.sizing = Sizing(self.graph, constraints, integers, held)
+        self.axes = tuple(self._collect(self._find_steps() if blueprint is None else self._find_described(blueprint)))
         self._by_name = {axis.name: axis for axis in self.axes}
 
     # ------------------------------------------------------------------ what the user asks
@@ -142,7 +151,28 @@ class Axes:
 
     def attributes(self, removed: Mapping[str, Tensor]) -> tuple[dict[str, int], list[Constraint]]:
         """The integer attributes that follow a cut, and the constraints that no attribute can meet."""
-        return self.sizing.attributes(self.sizes(removed))
+        return self.following(self.sizes(removed))
+
+    def following(self, sizes: Mapping[Axis, int]) -> tuple[dict[str, int], list[Constraint]]:
+        """The same when leaves have these sizes."""
+        if self.blueprint is None:
+            return self.sizing.attributes(sizes)
+        fields: Mapping[str, int] = self.blueprint.fields
+        for move in self.moves:
+            fields = move.fields(move.times(sizes), fields)
+        found, broken = self.sizing.attributes(sizes, fields, [path for move in self.moves for path in move.less])
+        return {**found, **self.blueprint.follow(fields)}, broken
+
+    def undescribed(self, removed: Mapping[str, Tensor]) -> str | None:
+        """Why the model's config cannot describe what a cut leaves; None where it can, or where nothing asks it to."""
+        if self.blueprint is None:
+            return None
+        sizes = self.sizes(removed)
+        return self._misses(self.blueprint, sizes, self.following(sizes)[0])
+
+    def _misses(self, blueprint: Blueprint, sizes: Mapping[Axis, int], attributes: Mapping[str, int]) -> str | None:
+        shapes = {n: tuple(self.graph.measure(axis, sizes) for axis in i.axes) for n, i in self.tensors.items()}
+        return blueprint.misses(attributes, shapes)
 
     def num_params(self, sizes: Mapping[Axis, int] | None = None) -> int:
         """Parameters with the given leaf sizes; tied tensors count once."""
@@ -193,8 +223,22 @@ class Axes:
                 self.graph.pin(leaf, f"{reason}, and no other axis can follow, at {c.where}")
         return steps
 
+    def _find_described(self, blueprint: Blueprint) -> list[Step]:
+        """Pin the leaves of which no config can describe fewer; return the steps that fields of the config take."""
+
+        def misses(sizes: Mapping[Axis, int], fields: Mapping[str, int]) -> str | None:
+            found = self.sizing.attributes(sizes, fields, blueprint.fields)[0]
+            return self._misses(blueprint, sizes, {**found, **blueprint.follow(fields)})
+
+        moves, refused = described_moves(self.sizing, blueprint.fields, misses)
+        self.moves = tuple(moves)
+        for leaf, reason in refused.items():
+            self.graph.pin(leaf, f"{blueprint.name} cannot describe it: {reason}")
+        return [move.step for move in moves if list(move.step.values()) != [1]]
+
     def _collect(self, steps: Sequence[Step]) -> Iterable[AxisInfo]:
         step_of = {leaf: step for step in steps for leaf in step}
+        minimum = {leaf: min(a.size // n for a, n in m.step.items()) - m.most for m in self.moves for leaf in m.step}
         members: dict[Axis, list[Member]] = defaultdict(list)
         names: dict[Axis, str] = {}
         ranked = sorted(self.tensors.items(), key=lambda item: item[1].kind != "parameter")
@@ -217,6 +261,7 @@ class Axes:
                 name, leaf, leaf.size, tuple(members[leaf]), layer, self.modules.get(layer, ""),
                 tuple(leaf.pins), tuple(leaf.inexact), "head" in leaf.roles,
                 tuple((names[other], num) for other, num in step_of.get(leaf, {}).items() if other in names),
+                minimum.get(leaf, 1),
             )  # fmt: skip
 
     def weights(self) -> list[str]:

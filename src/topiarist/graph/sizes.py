@@ -108,6 +108,9 @@ class Size(int):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
+    def __bool__(self) -> bool:
+        return self != 0
+
     __hash__ = int.__hash__
 
     def __deepcopy__(self, memo: Any) -> Size:
@@ -178,6 +181,23 @@ def sizes_in(value: Any) -> Iterator[Size]:
 def expression_of(value: int) -> Expression:
     """The origin of an integer; a plain integer is its own."""
     return value.expression if isinstance(value, Size) else plain(value)
+
+
+def text(expression: Expression) -> str:
+    """An expression as code, with the sizes of axes as numbers."""
+    if isinstance(expression, Term):
+        return f"{text(expression.left)} {expression.operator} {text(expression.right)}"
+    if isinstance(expression, Attribute):
+        return expression.path
+    return f"size {expression.size}" if isinstance(expression, Axis) else str(expression)
+
+
+def substituted(expression: Expression, values: Mapping[str, Expression]) -> Expression:
+    """The expression with others in place of some attributes, by path."""
+    if isinstance(expression, Term):
+        left, right = substituted(expression.left, values), substituted(expression.right, values)
+        return Term(expression.operator, left, right)
+    return values.get(expression.path, expression) if isinstance(expression, Attribute) else expression
 
 
 def atoms_in(expression: Expression) -> Iterator[int | Attribute | Axis]:

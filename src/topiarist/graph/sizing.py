@@ -29,13 +29,13 @@ class Sizing:
         self.integers = dict(integers)
         self.held = {leaf for axis in held for leaf in graph.leaves(axis)}
         self.constraints = self._valid(constraints)
-        self._leaves_of = {id(c): self._leaves(c) for c in self.constraints}
+        self._leaves_of = {id(c): self.leaves(c) for c in self.constraints}
         self._by_leaf: dict[Axis, list[Constraint]] = defaultdict(list)
         self._by_path: dict[str, list[Constraint]] = defaultdict(list)
         for c in self.constraints:
             for leaf in self._leaves_of[id(c)]:
                 self._by_leaf[leaf].append(c)
-            for path in _paths(c.expression):
+            for path in paths_in(c.expression):
                 self._by_path[path].append(c)
 
     def _valid(self, constraints: Sequence[Constraint]) -> tuple[Constraint, ...]:
@@ -56,35 +56,43 @@ class Sizing:
     def _measure(self, sizes: Mapping[Axis, int]) -> Callable[[Axis], int]:
         return lambda axis: self.graph.measure(axis, sizes)
 
-    def _leaves(self, c: Constraint) -> dict[Axis, None]:
+    def leaves(self, c: Constraint) -> dict[Axis, None]:
+        """The leaves that a constraint speaks of, in order."""
         axes = [c.axis, *(atom for atom in atoms_in(c.expression) if isinstance(atom, Axis))]
         return {leaf: None for axis in axes for leaf in self.graph.leaves(axis)}
 
     # ------------------------------------------------------------------ attributes that follow
 
-    def attributes(self, sizes: Mapping[Axis, int]) -> tuple[dict[str, int], list[Constraint]]:
-        """The attributes that follow when leaves have these sizes, and the constraints that nothing meets."""
-        known, broken = self._resolve(sizes, self._touched(sizes))
+    def attributes(
+        self, sizes: Mapping[Axis, int], given: Mapping[str, int] | None = None, changed: Iterable[str] = ()
+    ) -> tuple[dict[str, int], list[Constraint]]:
+        """The attributes that follow when leaves have these sizes, and the constraints that nothing meets.
+
+        ``given`` attributes have these values, ``changed`` ones among them others than in the model.
+        """
+        known, broken = self._resolve(sizes, self._touched(sizes, changed), given)
         return {path: value for path, value in known.items() if value != self.integers[path]}, broken
 
-    def _touched(self, leaves: Iterable[Axis]) -> list[Constraint]:
-        """The constraints that hold one of the leaves, and those that share an attribute with them, in order."""
+    def _touched(self, leaves: Iterable[Axis], changed: Iterable[str] = ()) -> list[Constraint]:
+        """The constraints that hold one of the leaves or changed attributes, and those that share an attribute with
+        them, in order."""
         first = {id(c): c for leaf in leaves for c in self._by_leaf.get(leaf, ())}
-        paths = {path: None for c in first.values() for path in _paths(c.expression)}
+        first.update((id(c), c) for path in changed for c in self._by_path.get(path, ()))
+        paths = {path: None for c in first.values() for path in paths_in(c.expression)}
         return list({**first, **{id(c): c for path in paths for c in self._by_path[path]}}.values())
 
     def _resolve(
-        self, sizes: Mapping[Axis, int], constraints: Sequence[Constraint]
+        self, sizes: Mapping[Axis, int], constraints: Sequence[Constraint], given: Mapping[str, int] | None = None
     ) -> tuple[dict[str, int], list[Constraint]]:
-        """Solve for attributes, one at a time, those that describe an axis alone first."""
-        known: dict[str, int] = {}
+        """Solve for attributes that are not ``given``, one at a time, those that describe an axis alone first."""
+        known = dict(given or {})
         broken: list[Constraint] = []
         measure = self._measure(sizes)
         pending = sorted(constraints, key=lambda c: not isinstance(c.expression, Attribute))
         while pending:
             later: list[Constraint] = []
             for c in pending:
-                unknown = {path for path in _paths(c.expression) if path not in known}
+                unknown = {path for path in paths_in(c.expression) if path not in known}
                 if len(unknown) > 1:
                     later.append(c)
                     continue
@@ -93,7 +101,7 @@ class Sizing:
                 if evaluate(c.expression, known, measure) != measure(c.axis):
                     broken.append(c)
             if len(later) == len(pending):  # several unknowns everywhere: all but the largest stay as they are
-                unknown = {path for path in _paths(later[0].expression) if path not in known}
+                unknown = {path for path in paths_in(later[0].expression) if path not in known}
                 unknown.remove(max(unknown, key=lambda path: (self.integers[path], path)))
                 known.update({path: self.integers[path] for path in unknown})
             pending = later
@@ -166,7 +174,7 @@ class Sizing:
             return None
         for c in broken:
             for leaf in self._followers(c, fixed):
-                size = self._size_that_meets(c, leaf, sizes, known)
+                size = self._smaller(c, leaf, sizes, known)
                 if size is not None and patience[0] > 0:
                     found = self._completed({**sizes, leaf: size}, taken, patience)
                     if found is not None:
@@ -180,8 +188,8 @@ class Sizing:
         free = self._followers(c, fixed)
         return (
             len(free) <= 1
-            and not any(True for _ in _paths(c.expression))
-            and not any(self._size_that_meets(c, leaf, sizes, known) for leaf in free)
+            and not any(True for _ in paths_in(c.expression))
+            and not any(self._smaller(c, leaf, sizes, known) for leaf in free)
         )
 
     def _followers(self, c: Constraint, fixed: Mapping[Axis, object]) -> list[Axis]:
@@ -190,11 +198,15 @@ class Sizing:
         found = dict.fromkeys([*own, *self._leaves_of[id(c)]])
         return [leaf for leaf in found if leaf in self.held and leaf not in fixed and not leaf.pins and leaf.size > 1]
 
-    def _size_that_meets(
-        self, c: Constraint, leaf: Axis, sizes: Mapping[Axis, int], known: Mapping[str, int]
-    ) -> int | None:
+    def _smaller(self, c: Constraint, leaf: Axis, sizes: Mapping[Axis, int], known: Mapping[str, int]) -> int | None:
         """The smaller size of ``leaf`` that meets ``c``, or None."""
-        attributes = {**self.integers, **known}
+        size = self.size_that_meets(c, leaf, sizes, {**self.integers, **known})
+        return size if size is not None and 1 <= size < leaf.size else None
+
+    def size_that_meets(
+        self, c: Constraint, leaf: Axis, sizes: Mapping[Axis, int], attributes: Mapping[str, int]
+    ) -> int | None:
+        """The size of ``leaf`` that meets ``c``, or None."""
         measure = self._measure(sizes)
         holds = [a for a in atoms_in(c.expression) if isinstance(a, Axis) and leaf in set(self.graph.leaves(a))]
         if leaf in set(self.graph.leaves(c.axis)):
@@ -209,7 +221,7 @@ class Sizing:
             wanted = found
         nothing, one = (self.graph.measure(axis, {**sizes, leaf: n}) for n in (0, 1))
         size, rest = divmod(wanted - nothing, one - nothing)
-        return size if rest == 0 and 1 <= size < leaf.size else None
+        return size if rest == 0 else None
 
     def _size_on_both_sides(
         self, c: Constraint, leaf: Axis, sizes: Mapping[Axis, int], attributes: Mapping[str, int]
@@ -236,7 +248,8 @@ class Sizing:
         return most >= 1
 
 
-def _paths(expression: Expression) -> Iterable[str]:
+def paths_in(expression: Expression) -> Iterable[str]:
+    """The paths of the attributes in an expression."""
     return (atom.path for atom in atoms_in(expression) if isinstance(atom, Attribute))
 
 
@@ -244,12 +257,3 @@ def _key(expression: Expression) -> object:
     if isinstance(expression, Term):
         return (expression.operator, _key(expression.left), _key(expression.right))
     return id(expression) if isinstance(expression, Axis) else expression
-
-
-def text(expression: Expression) -> str:
-    """An expression as code, with the sizes of axes as numbers."""
-    if isinstance(expression, Term):
-        return f"{text(expression.left)} {expression.operator} {text(expression.right)}"
-    if isinstance(expression, Attribute):
-        return expression.path
-    return f"size {expression.size}" if isinstance(expression, Axis) else str(expression)

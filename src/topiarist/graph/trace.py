@@ -28,6 +28,7 @@ from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph
+from topiarist.graph.blueprint import read
 from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
@@ -39,7 +40,6 @@ from topiarist.graph.running import (
     CONSTANT,
     plain_operators,
     quiet,
-    random_states_kept,
     tensors_restored,
     twin,
     without_frames,
@@ -56,6 +56,7 @@ from topiarist.graph.sizes import (
     sizes_in,
     source_line,
 )
+from topiarist.graph.states import random_states_kept
 from topiarist.inputs import as_arguments, call, fresh
 from topiarist.outputs import tensors_in
 
@@ -425,14 +426,17 @@ def _body(function: Any) -> Callable[..., Any] | None:
     return body
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Axes:
+def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> Axes:
     """Infer the axes of ``model``: which tensor dimensions live and die together, and which may not shrink, and why.
 
     ``example_inputs`` is a tensor, a tuple of positional arguments or a dict of keyword arguments; sizes of its
     dimensions stay as they are. The model is left as it was.
 
+    ``uniform="config"`` names the attribute with the config that the model is built from: sizes stay such that a config
+    describes them, see `topiarist.graph.blueprint`.
+
     Raises:
-        InputError: the model cannot be copied, or is not complete.
+        InputError: the model cannot be copied, is not complete, or not what its class makes of the config.
         TraceError: the model does not run on ``example_inputs`` in evaluation mode.
 
     Example:
@@ -447,6 +451,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
     lazy = [name for name, p in model.named_parameters() if torch.nn.parameter.is_lazy(p)]
     if lazy:
         raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
+    blueprint = None if uniform is None else read(model, uniform)
     state = Trace()
     tensors = _register(state, model)
     integers = attributes.integer_attributes(model)
@@ -469,7 +474,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Axes:
             state.graph.pin(axis, f"{name} is used in training mode, which does not run on the example inputs")
 
     def collected() -> Axes:
-        return Axes(model, state, tensors, integers, errors.get("training"))
+        return Axes(model, state, tensors, integers, errors.get("training"), blueprint)
 
     if without_values is None:
         return collected()

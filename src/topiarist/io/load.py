@@ -161,14 +161,13 @@ def _check_place(name: str, entry: layout.Entry | None, place: layout.Place, kin
 
 def _set_attributes(model: nn.Module, stored: dict[str, int]) -> None:
     own = attributes.integer_attributes(model)
-    for path, value in stored.items():
+    for path in stored:
         if path not in own:
             raise FormatError(
                 f"the file sets the integer {path!r}, which a fresh {type(model).__name__} does not hold "
                 f"({nearest(path, own)}); where the model sets it as it runs, let build() run it once"
             )
-        if own[path] != value:
-            attributes.set(model, path, value)
+    attributes.update(model, {path: value for path, value in stored.items() if own[path] != value})
 
 
 def _set_tensors(places: dict[str, layout.Place], description: layout.Description, tensors: dict[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from topiarist.errors import InputError, ShrinkError
 from topiarist.graph import attributes
 from topiarist.graph.copies import model_tensors, structural_copy
-from topiarist.graph.running import random_states_kept
+from topiarist.graph.states import random_states_kept
 from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
 from topiarist.plan import Plan, Slice
@@ -46,8 +46,7 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
             "single weights leave shapes as they are: use topiarist.mask, or a structure such as 'channel'"
         )
     small = structural_copy(model, _tensors(model, plan))
-    for path, value in plan.attributes.items():
-        attributes.set(small, path, value)
+    attributes.update(small, plan.attributes)
     synchronise(small)
     if example_inputs is not None:
         check_runs(small, example_inputs, model)

@@ -40,7 +40,7 @@ class Channel:
         Raises:
             InputError: a pattern of ``keep`` matches no module, or no axis is left.
         """
-        units = [_rounded(u, self.round_to) for u in units_of(axes, keep, heads=False)]
+        units = [_rounded(u, self.round_to, axes) for u in units_of(axes, keep, heads=False)]
         return require_some([u for u in units if u.num > u.minimum], "channel", axes)
 
 
@@ -62,16 +62,26 @@ def units_of(axes: Axes, keep: Sequence[str], *, heads: bool) -> list[Units]:
 
 def axis_units(axis: AxisInfo) -> Units:
     """The indices of one axis."""
-    return Units(axis.name, axis.size, axis.members, axis.layer, axis.kind, minimum=1)
+    return Units(axis.name, axis.size, axis.members, axis.layer, axis.kind, minimum=axis.minimum)
 
 
-def _rounded(units: Units, to: int) -> Units:
-    """Units of ``to`` indices, the first of what is beyond a multiple; axes that shrink together keep their steps."""
-    if to == 1 or units.step:
+def _rounded(units: Units, to: int, axes: Axes) -> Units:
+    """Units of ``to`` indices, the first of what is beyond a multiple.
+
+    Axes that shrink together keep their steps, unless they are of one size and lose one index each.
+    """
+    step = units.step or ((units.name, 1),)
+    if to == 1 or len({(axes[name].size, size) for name, size in step}) > 1 or step[0][1] > 1:
         return units
-    return replace(units, num=-(-units.num // to), members=(), step=((units.name, to),))
+    return replace(
+        units,
+        num=-(-units.num // to),
+        minimum=-(-units.minimum // to),
+        members=(),
+        step=tuple((name, to) for name, _ in step),
+    )
 
 
 def _stepped(axis: AxisInfo, together: Sequence[AxisInfo]) -> Units:
     num = min(a.size // size for a, (_, size) in zip(together, axis.step, strict=True))
-    return Units(axis.name, num, (), axis.layer, axis.kind, minimum=1, step=axis.step)
+    return Units(axis.name, num, (), axis.layer, axis.kind, minimum=axis.minimum, step=axis.step)
