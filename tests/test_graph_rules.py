@@ -85,6 +85,19 @@ def parameter(*shape):
     return nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape))))
 
 
+def image(h):
+    """(batch, places, channels) as an image of 2 × 3 places."""
+    return h.transpose(1, 2).unflatten(2, (2, 3))
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+
+    @torch.jit.script
+    def gated(h: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        return torch.relu(h * g)
+
+
 G = {"g": parameter(8)}
 CASES = {
     # pointwise
@@ -231,8 +244,38 @@ CASES = {
     "adaptive pool": (lambda m, h: F.adaptive_max_pool1d(h.mT, 3).mT, {}, FREE),
     "interpolate": (lambda m, h: F.interpolate(h.mT, 12, mode="linear").mT, {}, FREE),
     "interpolate features": (lambda m, h: F.interpolate(h, 8, mode="linear"), {}, PINNED),
+    # windows, distances, Fourier transforms
+    "windows": (lambda m, h: h.unfold(1, 3, 2).mean(-1).mean(1, keepdim=True) + h, {}, FREE),
+    "windows along it": (lambda m, h: h.unfold(2, 2, 2).flatten(2), {}, PINNED),
+    "unfold and fold an image": (
+        lambda m, h: F.fold(F.unfold(image(h), 2, padding=1), (2, 3), 2, padding=1).flatten(2).transpose(1, 2), {},
+        FREE,
+    ),
+    "sampled at places": (
+        lambda m, h: F.grid_sample(image(h), m.t, align_corners=False).flatten(2).transpose(1, 2),
+        {"t": torch.linspace(-0.5, 0.5, 24).view(2, 2, 3, 2)}, FREE,
+    ),
+    "distances": (lambda m, h: h + torch.cdist(h, h * m.g).mean(-1, keepdim=True), G, FREE),
+    "distances to no zero": (lambda m, h: h + torch.cdist(h, h.cos()).mean(-1, keepdim=True), {}, INEXACT),
+    "a Fourier transform beside it": (lambda m, h: torch.fft.ifft(torch.fft.fft(h, dim=1), dim=1).real, {}, FREE),
+    "a real Fourier transform beside it": (lambda m, h: torch.fft.irfft(torch.fft.rfft(h, dim=1), 6, dim=1), {}, FREE),
+    "a Fourier transform": (lambda m, h: torch.fft.fft(h).real, {}, PINNED),
+    "complex numbers": (lambda m, h: torch.view_as_real(torch.complex(h, h * m.g)).sum(-1), G, FREE),
+    "complex numbers in polar form": (lambda m, h: torch.view_as_complex(torch.stack((h, h), -1)).imag * m.g, G, FREE),
+    # scripted code and mapped functions
+    "a scripted function": (lambda m, h: gated(h, m.g), G, FREE),
+    "a function mapped over examples": (lambda m, h: torch.vmap(lambda row: row * 2)(h), {}, FREE),
+    # where a tensor lies
+    "another way on the meta device": (lambda m, h: h * h.mean() if h.is_meta else h * 2, {}, FREE),
+    "another way off the CPU": (lambda m, h: h * 2 if h.is_cpu else h * h.mean(), {}, FREE),
+    # tensors in lists and dicts are constants
+    "a table in a list": (lambda m, h: h + m.tables[0], {"tables": [torch.ones(8)]}, PINNED),
+    "a table in a dict": (lambda m, h: h * m.tables["one"], {"tables": {"one": torch.ones(1, 8)}}, PINNED),
+    # what counts values
+    "a histogram": (lambda m, h: h / torch.histc(h, 4).sum(), {}, PINNED),
+    "what there is": (lambda m, h: h / len(torch.unique(h)), {}, PINNED),
     # what has no rule
-    "no rule": (lambda m, h: torch.fft.fft(h).real, {}, PINNED),
+    "no rule": (lambda m, h: torch.renorm(h, 2, 2, 1.0), {}, PINNED),
     "no rule in place": (lambda m, h: h.clone().index_fill_(2, m.t, 0.0), {"t": torch.tensor([1])}, PINNED),
     "scatter": (lambda m, h: h.scatter(1, m.t, 1.0), {"t": torch.zeros(2, 1, 8, dtype=torch.long)}, PINNED),
     "as_strided": (lambda m, h: h.contiguous().as_strided((2, 6, 8), (48, 8, 1)), {}, PINNED),

@@ -217,27 +217,32 @@ def _loading(model: nn.Module, planner: Planner) -> tuple[str, str]:
 
 
 def _sound_planner(planner: Planner, example_inputs: Any) -> Planner:
-    """The planner without axes that cannot be cut in this model: tried with one unit of each, before any training.
+    """The planner without axes that cannot be cut in this model: tried with half of each, before any training.
 
-    Where the smaller model does not run or differs from the masked one, each axis is tried alone, and those at fault
-    are excluded, with the reason.
+    Where the smaller model does not run or differs from the masked one, the axes at fault are found by halves and
+    excluded, with the reason; the others can be cut together.
     """
-    names = [u.name for u in planner.units] if planner.structure.is_physical else []
-    if not names or _fault(planner, example_inputs, names) is None:
+    if not planner.structure.is_physical:
         return planner
-    excluded = {u.name: why for u in planner.units if (why := _fault(planner, example_inputs, [u.name])) is not None}
-    planner = replace(planner, excluded=excluded)
-    together = _fault(planner, example_inputs, [u.name for u in planner.units])
-    if together is not None:
-        raise ShrinkError(f"axes that can be cut alone cannot be cut together: {together}")
-    return planner
+    return replace(planner, excluded=_at_fault(planner, example_inputs, [u.name for u in planner.units], []))
+
+
+def _at_fault(planner: Planner, example_inputs: Any, names: Sequence[str], sound: list[str]) -> dict[str, str]:
+    """Which of the named axes cannot be cut together with those that are ``sound``, and why; the others join these."""
+    why = _fault(planner, example_inputs, [*sound, *names])
+    if why is None:
+        sound.extend(names)
+        return {}
+    if len(names) == 1:
+        return {names[0]: why}
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    return {n: reason for half in halves for n, reason in _at_fault(planner, example_inputs, half, sound).items()}
 
 
 def _fault(planner: Planner, example_inputs: Any, names: Sequence[str]) -> str | None:
-    """Why the named axes cannot each lose their first unit, or None where they can."""
-    removed = {u.name: torch.zeros(u.num, dtype=torch.bool) for u in planner.units}
-    for name in names:
-        removed[name][0] = True
+    """Why the named axes cannot each lose every second unit, or None where they can."""
+    cut = set(names)
+    removed = {u.name: (torch.arange(u.num) % 2 == 1) & (u.name in cut) for u in planner.units}
     try:
         plan = planner.make(removed)
         small = shrink(planner.model, plan, example_inputs)

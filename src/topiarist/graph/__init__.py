@@ -2,9 +2,23 @@
 
 from topiarist.graph.axis import Axis, AxisGraph
 from topiarist.graph.groups import Axes, AxisInfo
-from topiarist.graph.rules import contraction, indexing, norm, pointwise, pool, reduce, rule, shape
+from topiarist.graph.rules import (
+    contraction,
+    indexing,
+    norm,
+    pointwise,
+    pool,
+    recurrent,
+    reduce,
+    rule,
+    shape,
+    spectral,
+    windows,
+)
 from topiarist.graph.trace import Trace, trace
 
 __all__ = ["Axes", "Axis", "AxisGraph", "AxisInfo", "Trace", "rule", "trace"]
 
-_RULE_ROOMS = (contraction, indexing, norm, pointwise, pool, reduce, shape)  # importing them registers their rules
+_RULE_ROOMS = (  # importing them registers their rules
+    contraction, indexing, norm, pointwise, pool, recurrent, reduce, shape, spectral, windows,
+)  # fmt: skip

@@ -113,7 +113,13 @@ def _split(trace: Trace, out: Sequence[Tensor], tensor: Tensor, *args: Any, dim:
     _tie_all(trace, sizes, parts)
 
 
-@_sizes_of(torch.Tensor.chunk, torch.chunk, torch.Tensor.tensor_split, torch.tensor_split)
+@_sizes_of(torch.Tensor.tensor_split, torch.tensor_split)
+def _tensor_split(trace: Trace, out: Sequence[Tensor], tensor: Tensor, *args: Any, dim: int = 0, **kwargs: Any) -> None:
+    places, dim = (*args, *kwargs.values(), dim)[:2]  # called sections, indices, and more
+    _chunk(trace, out, tensor, places, dim)
+
+
+@_sizes_of(torch.Tensor.chunk, torch.chunk)
 def _chunk(trace: Trace, out: Sequence[Tensor], tensor: Tensor, chunks: Any, dim: int = 0) -> None:
     axis = trace[tensor].axes[dim]
     if not isinstance(chunks, int):

@@ -170,9 +170,10 @@ class Axes:
 
     def attributes(self, removed: Mapping[str, Tensor]) -> tuple[dict[str, int], list[Constraint]]:
         """The integer attributes that follow a cut, and the constraints that no attribute can meet."""
-        return self._attributes(self.sizes(removed))
+        return self.following(self.sizes(removed))
 
-    def _attributes(self, sizes: Mapping[Axis, int]) -> tuple[dict[str, int], list[Constraint]]:
+    def following(self, sizes: Mapping[Axis, int]) -> tuple[dict[str, int], list[Constraint]]:
+        """The same when leaves have these sizes."""
         if self.blueprint is None:
             return self.sizing.attributes(sizes)
         fields: Mapping[str, int] = self.blueprint.fields
@@ -186,7 +187,7 @@ class Axes:
         if self.blueprint is None:
             return None
         sizes = self.sizes(removed)
-        return self._misses(self.blueprint, sizes, self._attributes(sizes)[0])
+        return self._misses(self.blueprint, sizes, self.following(sizes)[0])
 
     def _misses(self, blueprint: Blueprint, sizes: Mapping[Axis, int], attributes: Mapping[str, int]) -> str | None:
         shapes = {n: tuple(self.graph.measure(axis, sizes) for axis in i.axes) for n, i in self.tensors.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Kind = Literal[
-    "input", "output", "spatial", "single", "operator", "rule", "literal", "computed", "value", "hidden", "constant",
+    "input", "output", "spatial", "single", "operator", "rule", "literal", "computed", "value", "branch", "hidden", "constant",
     "division", "order", "lookup", "groups", "foreign", "unused", "training", "config", "inexact",
 ]  # fmt: skip
 
@@ -20,6 +20,7 @@ ADVICE: dict[Kind, str] = {
     "literal": "take the size from the tensor's shape, or keep it in a module attribute that describes this axis alone",
     "computed": "compute that size from the tensor's shape, or from module attributes that describe one axis each",
     "value": "compute the number once in __init__, or pass it explicitly (scale=…), so that it stays as the size goes",
+    "branch": "let the code take the same way whatever the size, or decide by a module attribute that stays",
     "hidden": "shape the tensor with view, reshape, split or cat, whose sizes can be followed",
     "constant": "register the constant as a buffer of its module, so that it is cut with the axis",
     "division": "divide the axis in the same way everywhere, into parts of equal size",

@@ -14,6 +14,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from traceback import walk_tb
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +31,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _CALLER = os.path.join(os.path.dirname(_HERE), "inputs.py")  # calls the model: what is further out is not the model's
-_SKIPPED = (os.path.dirname(torch.__file__), _HERE, "<")
+_SKIPPED = (os.path.dirname(torch.__file__) + os.sep, _HERE + os.sep, _CALLER, "<")
 
 
 @dataclass(frozen=True)
@@ -267,10 +269,24 @@ def source_line() -> str:
     as in a plain ``nn.Sequential``."""
     frame = sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if name == _CALLER:
+        if frame.f_code.co_filename == _CALLER:
             break
-        if not _is_skipped(name):
-            return "/".join(name.split(os.sep)[-2:]) + f":{frame.f_lineno}"
+        if is_of_the_model(frame):
+            return _written(frame, frame.f_lineno)
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+def line_of(error: BaseException) -> str:
+    """The innermost line of the model's own code that an error came through, likewise."""
+    lines = [_written(frame, line) for frame, line in walk_tb(error.__traceback__) if is_of_the_model(frame)]
+    return lines[-1] if lines else ""
+
+
+def is_of_the_model(frame: FrameType) -> bool:
+    """Whether neither torch's code runs in a frame nor that of the trace."""
+    return not _is_skipped(frame.f_code.co_filename)
+
+
+def _written(frame: FrameType, line: int) -> str:
+    return "/".join(frame.f_code.co_filename.split(os.sep)[-2:]) + f":{line}"

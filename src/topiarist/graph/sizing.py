@@ -16,6 +16,7 @@ from topiarist.graph.sizes import Attribute, Constraint, Expression, Term, atoms
 
 Step = dict[Axis, int]  # leaf → how many of its indices go together with those of the others
 _PATIENCE = 200  # combinations tried for one axis
+_STRIDES = (1, 2, 3, 4, 6, 8)  # of its indices tried at a time: half a head, say, when there are two halves
 
 
 class Sizing:
@@ -28,10 +29,11 @@ class Sizing:
         self.integers = dict(integers)
         self.held = {leaf for axis in held for leaf in graph.leaves(axis)}
         self.constraints = self._valid(constraints)
+        self._leaves_of = {id(c): self.leaves(c) for c in self.constraints}
         self._by_leaf: dict[Axis, list[Constraint]] = defaultdict(list)
         self._by_path: dict[str, list[Constraint]] = defaultdict(list)
         for c in self.constraints:
-            for leaf in self.leaves(c):
+            for leaf in self._leaves_of[id(c)]:
                 self._by_leaf[leaf].append(c)
             for path in paths_in(c.expression):
                 self._by_path[path].append(c)
@@ -98,8 +100,10 @@ class Sizing:
                     known.update(self._solved(c, unknown.pop(), known, measure))
                 if evaluate(c.expression, known, measure) != measure(c.axis):
                     broken.append(c)
-            if len(later) == len(pending):  # several unknowns everywhere: they stay as they are
-                known.update({p: self.integers[p] for p in paths_in(later[0].expression) if p not in known})
+            if len(later) == len(pending):  # several unknowns everywhere: all but the largest stay as they are
+                unknown = {path for path in paths_in(later[0].expression) if path not in known}
+                unknown.remove(max(unknown, key=lambda path: (self.integers[path], path)))
+                known.update({path: self.integers[path] for path in unknown})
             pending = later
         return known, broken
 
@@ -140,7 +144,7 @@ class Sizing:
         broken = self._resolve(sizes, self._touched(sizes))[1]
         if not broken:
             return None
-        at_fault = [leaf for leaf in found if leaf in self.leaves(broken[0])]
+        at_fault = [leaf for leaf in found if leaf in self._leaves_of[id(broken[0])]]
         return (at_fault[-1], broken[:1]) if at_fault else None
 
     def _step(self, leaf: Axis, taken: Mapping[Axis, Step]) -> tuple[Step | None, list[Constraint]]:
@@ -149,11 +153,13 @@ class Sizing:
         broken = self._resolve(alone, self._touched(alone))[1]
         if not broken:
             return {leaf: 1}, []
-        sizes = self._completed(alone, taken, [_PATIENCE])
-        if sizes is None:
-            return None, broken
-        step = {member: member.size - size for member, size in sizes.items()}
-        return (step, []) if self._repeats(step) else (None, broken)
+        patience = [_PATIENCE]
+        for num in (n for n in _STRIDES if n < leaf.size):
+            sizes = self._completed({leaf: leaf.size - num}, taken, patience)
+            step = {} if sizes is None else {member: member.size - size for member, size in sizes.items()}
+            if step and self._repeats(step):
+                return step, []
+        return None, broken
 
     def _completed(
         self, sizes: dict[Axis, int], taken: Mapping[Axis, Step], patience: list[int]
@@ -163,20 +169,39 @@ class Sizing:
         known, broken = self._resolve(sizes, self._touched(sizes))
         if not broken:
             return sizes
+        fixed, last = {**sizes, **taken}, next(reversed(sizes))
+        if any(last in self._leaves_of[id(c)] and self._is_hopeless(c, fixed, sizes, known) for c in broken):
+            return None
         for c in broken:
-            for leaf in self._followers(c, {**sizes, **taken}):
-                size = self.size_that_meets(c, leaf, sizes, {**self.integers, **known})
-                if size is not None and 1 <= size < leaf.size and patience[0] > 0:
+            for leaf in self._followers(c, fixed):
+                size = self._smaller(c, leaf, sizes, known)
+                if size is not None and patience[0] > 0:
                     found = self._completed({**sizes, leaf: size}, taken, patience)
                     if found is not None:
                         return found
         return None
 
+    def _is_hopeless(
+        self, c: Constraint, fixed: Mapping[Axis, object], sizes: Mapping[Axis, int], known: Mapping[str, int]
+    ) -> bool:
+        """Whether nothing that may still follow can meet ``c``: it holds one such leaf at most, and no attribute."""
+        free = self._followers(c, fixed)
+        return (
+            len(free) <= 1
+            and not any(True for _ in paths_in(c.expression))
+            and not any(self._smaller(c, leaf, sizes, known) for leaf in free)
+        )
+
     def _followers(self, c: Constraint, fixed: Mapping[Axis, object]) -> list[Axis]:
         """The leaves of a constraint that could follow, those of its axis first."""
         own = list(self.graph.leaves(c.axis))
-        found = dict.fromkeys([*own, *self.leaves(c)])
+        found = dict.fromkeys([*own, *self._leaves_of[id(c)]])
         return [leaf for leaf in found if leaf in self.held and leaf not in fixed and not leaf.pins and leaf.size > 1]
+
+    def _smaller(self, c: Constraint, leaf: Axis, sizes: Mapping[Axis, int], known: Mapping[str, int]) -> int | None:
+        """The smaller size of ``leaf`` that meets ``c``, or None."""
+        size = self.size_that_meets(c, leaf, sizes, {**self.integers, **known})
+        return size if size is not None and 1 <= size < leaf.size else None
 
     def size_that_meets(
         self, c: Constraint, leaf: Axis, sizes: Mapping[Axis, int], attributes: Mapping[str, int]
@@ -185,15 +210,33 @@ class Sizing:
         measure = self._measure(sizes)
         holds = [a for a in atoms_in(c.expression) if isinstance(a, Axis) and leaf in set(self.graph.leaves(a))]
         if leaf in set(self.graph.leaves(c.axis)):
-            axis, wanted = c.axis, None if holds else evaluate(c.expression, attributes, measure)
+            if holds:
+                return self._size_on_both_sides(c, leaf, sizes, attributes)
+            axis, wanted = c.axis, evaluate(c.expression, attributes, measure)
         else:
             axis = holds[0]
-            wanted = solve(c.expression, measure(c.axis), lambda atom: atom is axis, attributes, measure)
-        if wanted is None:
-            return None
+            found = solve(c.expression, measure(c.axis), lambda atom: atom is axis, attributes, measure)
+            if found is None:
+                return None
+            wanted = found
         nothing, one = (self.graph.measure(axis, {**sizes, leaf: n}) for n in (0, 1))
         size, rest = divmod(wanted - nothing, one - nothing)
         return size if rest == 0 else None
+
+    def _size_on_both_sides(
+        self, c: Constraint, leaf: Axis, sizes: Mapping[Axis, int], attributes: Mapping[str, int]
+    ) -> int | None:
+        """The size of ``leaf`` that meets ``c``, which holds it twice: where a line through two points crosses zero."""
+
+        def gap(size: int) -> int:
+            measure = self._measure({**sizes, leaf: size})
+            return evaluate(c.expression, attributes, measure) - measure(c.axis)
+
+        first, last = gap(1), gap(leaf.size)
+        if first == last:
+            return None
+        root = round(leaf.size - last * (leaf.size - 1) / (last - first))
+        return next((n for n in (root, root - 1, root + 1) if 1 <= n < leaf.size and gap(n) == 0), None)
 
     def _repeats(self, step: Step) -> bool:
         """Whether two steps, and as many as leave something, are steps as well."""

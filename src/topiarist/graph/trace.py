@@ -7,11 +7,11 @@ is not touched: a structural copy that shares its parameters runs instead.
 
 from __future__ import annotations
 
-import logging
 import math
+import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -34,7 +34,17 @@ from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.reasons import Kind
+from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
 from topiarist.graph.rules import RULES
+from topiarist.graph.rules.recurrent import recurrent_functions
+from topiarist.graph.running import (
+    CONSTANT,
+    plain_operators,
+    quiet,
+    tensors_restored,
+    twin,
+    without_frames,
+)
 from topiarist.graph.sizes import (
     Attribute,
     Constraint,
@@ -43,6 +53,7 @@ from topiarist.graph.sizes import (
     Term,
     evaluate,
     expression_of,
+    is_of_the_model,
     sizes_in,
     source_line,
 )
@@ -78,6 +89,7 @@ class Trace:
         self.order: dict[str, None] = {}  # every module that has run, the first to begin first
         self.graph = AxisGraph(self.here)
         self.costs: list[Cost] = []
+        self.numbers: Performance = []  # that operators were given in evaluation mode
         self.constraints: list[Constraint] = []
         self.integers: dict[str, int] = {}  # attribute → value, as the model has them
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
@@ -87,6 +99,8 @@ class Trace:
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
         self.counting = True
+        self.is_elsewhere = False  # on the meta device in place of another
+        self.is_inside = False  # of an operator
         self.kernels = Kernels()
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
@@ -312,8 +326,14 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = self.trace.kernels(func, args, kwargs)
-        self.trace.operator(func, args, kwargs, out)
+        before, self.trace.is_inside = self.trace.is_inside, True
+        try:
+            out = self.trace.kernels(func, args, kwargs)
+            if self.trace.counting and (values := numbers_in(func, args, kwargs)):
+                self.trace.numbers.append(Number(func.name(), values))
+            self.trace.operator(func, args, kwargs, out)
+        finally:
+            self.trace.is_inside = before
         return out
 
 
@@ -328,6 +348,8 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.trace.is_inside:  # scripted code hands its operators to the modes in turn
+            return func(*args, **kwargs)
         reader = _READERS.get(func)
         if reader is not None:
             return reader(self.trace, *args, **kwargs)
@@ -366,6 +388,17 @@ def _data(trace: Trace, tensor: Tensor) -> Tensor:
     return data
 
 
+def _whereabouts(getter: Callable[[Tensor], bool]) -> Callable[[Trace, Tensor], bool]:
+    """Reads whether a tensor is on some device; of the model's own code, only where that will be so outside too."""
+
+    def read(trace: Trace, tensor: Tensor) -> bool:
+        if trace.is_elsewhere and is_of_the_model(sys._getframe(2)):
+            raise NotImplementedError("the model asks where a tensor lies, and the meta device is not the answer")
+        return getter(tensor)
+
+    return read
+
+
 # What hands out sizes, or tensors behind the back of the dispatcher.
 _READERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.shape.__get__: Trace.shape,  # type: ignore[attr-defined]
@@ -374,6 +407,11 @@ _READERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.numel: _numel,
     torch.Tensor.nelement: _numel,
     torch.numel: _numel,
+    **{
+        getattr(torch.Tensor, name).__get__: _whereabouts(getattr(torch.Tensor, name).__get__)
+        for name in ("is_meta", "is_cpu", "is_cuda")
+    },
+    **recurrent_functions(),
 }
 
 _HAND_OVER = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
@@ -427,13 +465,13 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
         for mode in ("evaluation", "training"):
             state.counting = mode == "evaluation"
             try:
-                _run(state, model, mode == "training", example_inputs)
+                ran = _run(state, model, mode == "training", example_inputs)
             except UncopiedError:
                 raise
             except Exception as error:  # whatever a model may raise; it is chained below
-                errors[mode] = _without_frames(error)
+                errors[mode] = without_frames(error)
             if mode == "evaluation":
-                used = set(state.used)
+                used, without_values = set(state.used), None if errors else ran
     state.close()
     if "evaluation" in errors:
         raise _trace_error(model, example_inputs, errors["evaluation"])
@@ -442,16 +480,14 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
             state.graph.pin(
                 axis, f"{name} is used in training mode, which does not run on the example inputs", "training"
             )
-    return Axes(model, state, tensors, integers, errors.get("training"), blueprint)
 
+    def collected() -> Axes:
+        return Axes(model, state, tensors, integers, errors.get("training"), blueprint)
 
-def _without_frames(error: Exception) -> Exception:
-    """The error and its causes without the frames they came through, which hold every tensor of the run."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
-    return error
+    if without_values is None:
+        return collected()
+    kernels = state.kernels if without_values is _on_meta else None
+    return rehearsed(collected, state.numbers, model, example_inputs, kernels)
 
 
 def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
@@ -473,25 +509,30 @@ def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) -> None:
-    """Run a fresh copy on meta tensors, which is fastest; where that fails, on fake ones, and at last on real ones."""
-    if any(_succeeds(attempt, state, model, training, example_inputs) for attempt in (_on_meta, _on_fake)):
-        return
-    with _tensors_restored(model):
+def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) -> Callable[..., None] | None:
+    """Run a fresh copy on meta tensors, which is fastest; where that fails, on fake ones, and at last on real ones.
+
+    Returns what succeeded: `_on_meta`, `_on_fake`, or None for real tensors.
+    """
+    for attempt in (_on_meta, _on_fake):
+        if _succeeds(attempt, state, model, training, example_inputs):
+            return attempt
+    with tensors_restored(model):
         _forward(state, structural_copy(model), training, fresh(example_inputs))
     state.forget()
+    return None
 
 
 def _succeeds(attempt: Callable[..., None], state: Trace, model: nn.Module, *args: Any) -> bool:
-    """Whether a model runs on tensors without values; what it costs counts only if it does."""
-    costs = len(state.costs)
+    """Whether a model runs on tensors without values; what it costs and computes with counts only if it does."""
+    costs, numbers = len(state.costs), len(state.numbers)
     succeeds = True
     try:
         attempt(state, model, *args)
     except UncopiedError:
         raise
     except Exception:  # whatever a model may raise
-        del state.costs[costs:]
+        del state.costs[costs:], state.numbers[numbers:]
         succeeds = False
     state.forget()
     return succeeds
@@ -503,21 +544,20 @@ def _on_meta(state: Trace, model: nn.Module, training: bool, example_inputs: Any
     if devices and not {t.device for t in tensors_in(example_inputs)} <= devices:
         raise ValueError("inputs on a device that holds nothing of the model: without devices it would not show")
     with torch.inference_mode(False):
-        twins = {key: _twin(tensor) for key, tensor in state.own.items()}
+        twins = {key: twin(tensor, tuple(tensor.shape)) for key, tensor in state.own.items()}
         inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
-    for key, twin in twins.items():
-        state.alias(twin, state.own[key])
-    _forward(state, structural_copy(model, twins), training, inputs)
-
-
-def _twin(tensor: Tensor) -> Tensor:
-    twin = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(twin, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+    for key, stand_in in twins.items():
+        state.alias(stand_in, state.own[key])
+    state.is_elsewhere = any(device.type != "meta" for device in devices)
+    try:
+        _forward(state, structural_copy(model, twins), training, inputs)
+    finally:
+        state.is_elsewhere = False
 
 
 def _on_fake(state: Trace, model: nn.Module, training: bool, example_inputs: Any) -> None:
     """Shapes and devices, and the values of the smallest tensors."""
-    with _quiet(), _tensors_restored(model, _CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    with quiet(), tensors_restored(model, CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
         inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, example_inputs)
         _forward(state, structural_copy(model), training, inputs)
 
@@ -531,16 +571,12 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
     state.settle()
     state.running.clear()
     clone.train(training)
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-        torch.backends.mha.set_fastpath_enabled(False)
         for name, module in clone.named_modules():
             module.register_forward_pre_hook(_entered(state, name))
             module.register_forward_hook(_recorder(state, name))
         stack.enter_context(attributes.replaced(clone, lambda path, value: Size(value, Attribute(path), state)))
-        stack.enter_context(torch.inference_mode(False))  # it would hide operators inside of others
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(plain_operators())
         stack.enter_context(_Operators(state))
         stack.enter_context(_Functions(state))
         out = call(clone, inputs)
@@ -576,35 +612,6 @@ def _storage(tensor: Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return 0
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What fails on fake tensors is tried on real ones: torch need not log it."""
-    logger = logging.getLogger(FakeTensorMode.__module__)
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-_CONSTANT = 16  # fake tensors know the values of such small real ones, and write into them: a batch norm's counter
-
-
-@contextmanager
-def _tensors_restored(model: nn.Module, largest: float = math.inf) -> Iterator[None]:
-    """Undo what a forward pass writes into the model's tensors of up to ``largest`` entries; touch no others."""
-    held = [t for _, t, _ in model_tensors(model) if t.numel() <= largest and not t.is_meta]
-    before = {id(t): (t, t._version, t.detach().clone()) for t in held}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, version, value in before.values():
-                if tensor._version != version or not torch.equal(tensor, value):  # batch norms write unannounced
-                    tensor.copy_(value)
 
 
 def _trace_error(model: nn.Module, example_inputs: Any, error: Exception) -> TraceError:

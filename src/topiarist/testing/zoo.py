@@ -928,10 +928,9 @@ def custom_function() -> Entry:
 def unknown_operator() -> Entry:
     def forward(m: Any, x: Tensor) -> Any:
         hidden = F.relu(m.first(x))
-        return m.last(F.relu(m.second(torch.cdist(hidden, m.centres) + torch.fft.fft(hidden).real[:, :5])))
+        return m.last(F.relu(m.second(torch.renorm(hidden, 2, 1, 1.0))))
 
-    parts = {"first": nn.Linear(6, 8), "second": nn.Linear(5, 10), "last": nn.Linear(10, 4)}
-    return Net(forward, **parts, centres=nn.Parameter(torch.empty(5, 8))), x(3, 6)
+    return Net(forward, first=nn.Linear(6, 8), second=nn.Linear(8, 10), last=nn.Linear(10, 4)), x(3, 6)
 
 
 @net

@@ -64,6 +64,22 @@ def _dot(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
     trace.put(out, ())
 
 
+@rule(*named("_cdist_forward", "_euclidean_dist"))
+def _distances(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *_: Any) -> None:
+    """|a − b| of every row of one with every row of the other: exact where both are zero at a zeroed index."""
+    left, right = trace[a], trace[b]
+    k = trace.unify(left.axes[-1], right.axes[-1], "a distance")
+    if not (left.zero[-1] and right.zero[-1]):
+        trace.inexact(k, "a distance")
+    batch = [trace.graph.one] * (out.dim() - 2)
+    for axes in (left.axes[:-2], right.axes[:-2]):
+        for place, axis in enumerate(axes, len(batch) - len(axes)):
+            if trace.graph.find(axis).size != 1:
+                known = batch[place]
+                batch[place] = axis if known is trace.graph.one else trace.unify(known, axis, "a distance")
+    trace.put(out, (*batch, left.axes[-2], right.axes[-2]), [False] * out.dim())
+
+
 @rule(aten.linear)
 def _linear(trace: Trace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     k = trace.contract((x, x.dim() - 1), (weight, 1), "linear")
@@ -82,7 +98,10 @@ def _convolution(
     rank = weight.dim() - 2
     tracked, kernel = trace[x], trace[weight]
     channels, *image = tracked.axes[-(rank + 1) :]
-    for axis in (*image, *kernel.axes[2:]):
+    carried = [
+        _stays(weight.shape[2 + d], *(_at(o, d) for o in (stride, padding, output_padding))) for d in range(rank)
+    ]
+    for axis in (*(axis for axis, stays in zip(image, carried, strict=True) if not stays), *kernel.axes[2:]):
         trace.pin(axis, "it is a spatial extent", "spatial")
     num_in = tuple(x.shape)[-(rank + 1)]
     num_out = tuple(out.shape)[-(rank + 1)]
@@ -96,14 +115,29 @@ def _convolution(
         outer = kernel.axes[0]
     for a, b in ties:
         trace.unify(a, b, "convolution")
-    spatial = trace.pinned(tuple(out.shape)[-rank:], "it is a spatial extent", "spatial")
+    spatial = [
+        axis if stays else trace.pinned([size], "it is a spatial extent", "spatial")[0]
+        for axis, stays, size in zip(image, carried, tuple(out.shape)[-rank:], strict=True)
+    ]
     batch = tracked.axes[: -(rank + 1)]
     pixels = image if transposed else spatial
     trace.cost(*batch, *kernel.axes, *pixels, source=kernel.source)
     zero = kernel.zero[0] and (bias is None or trace[bias].zero[0])
-    trace.put(out, (*batch, outer, *spatial), (*tracked.zero[: len(batch)], zero, *([False] * rank)))
+    zeros = [stays and z and bias is None for stays, z in zip(carried, tracked.zero[-rank:], strict=True)]
+    trace.put(out, (*batch, outer, *spatial), (*tracked.zero[: len(batch)], zero, *zeros))
     if bias is not None:
         trace.unify(outer, trace[bias].axes[0], "convolution")
+
+
+def _stays(kernel: int, stride: int, padding: int, output_padding: int) -> bool:
+    """Whether a convolution treats each place along a dimension for itself, as it does examples of a batch."""
+    return kernel == 1 and stride == 1 and padding == 0 and output_padding == 0
+
+
+def _at(option: Any, dim: int) -> int:
+    """What an option of a convolution says of one dimension; a single number says it of all."""
+    number: int = option[dim if len(option) > 1 else 0] if isinstance(option, (tuple, list)) else option
+    return number
 
 
 def _attention(

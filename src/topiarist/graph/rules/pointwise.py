@@ -112,14 +112,14 @@ _register(
     False, "acos", "acosh", "bitwise_not", "cos", "cosh", "digamma", "erfc", "exp", "exp2", "hardsigmoid", "isfinite",
     "isinf", "isnan", "lgamma", "log", "log10", "log2", "log_sigmoid_forward", "logical_not", "logit", "reciprocal",
     "rsqrt", "sigmoid", "softplus", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "fill",
-    "uniform", "normal", "exponential", "random", "atan2",
+    "uniform", "normal", "exponential", "random", "atan2", "angle",
 )  # fmt: skip
 _register(
     "all", "add", "sub", "rsub", "lerp", "maximum", "minimum", "fmax", "fmin", "hypot", "copysign", "copy",
-    "bitwise_or", "logical_or", "bitwise_xor", "logical_xor",
+    "bitwise_or", "logical_or", "bitwise_xor", "logical_xor", "complex",
 )  # fmt: skip
 _register("any", "mul", "bitwise_and", "logical_and")
-_register("first", "div", "fmod", "remainder", "floor_divide", "_prelu_kernel")
+_register("first", "div", "fmod", "remainder", "floor_divide", "_prelu_kernel", "polar")
 
 
 @rule(*named("clamp", "clamp_", "hardtanh", "hardtanh_"))

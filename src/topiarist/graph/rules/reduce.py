@@ -87,3 +87,16 @@ def _chosen_by_rank(trace: Trace, out: Any, x: Tensor, k: int, dim: int = -1, *a
 @rule(aten.sort)
 def _sort(trace: Trace, out: Any, x: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> None:
     _rank(trace, out, x, dim)
+
+
+@rule(*named(
+        "histc", "bincount", "unique_dim", "_unique", "_unique2", "unique_consecutive", "unique_dim_consecutive",
+        "nonzero", "masked_select", "argwhere",
+    )
+)  # fmt: skip
+def _counted(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
+    """What depends on every value there is: nothing of it can go."""
+    reason = "its values are counted or searched"
+    trace.pin_all((t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)), reason)
+    for tensor in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
+        trace.put(tensor, trace.pinned(tensor.shape, reason))
