@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -108,13 +109,28 @@ def _constant() -> tuple[nn.Module, Any]:
     return Net(lambda m, x: m.b(m.a(x) * constant), a=nn.Linear(5, 8), b=nn.Linear(8, 4)), torch.zeros(2, 5)
 
 
+class _Configured(nn.Module):
+    """No field of the config says how wide the first layer is."""
+
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.config = config
+        self.first, self.second = nn.Linear(5, 8), nn.Linear(8, config.width)
+        self.last = nn.Linear(config.width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x)))
+
+
 MORE = {f.__name__: f for f in (_unused, _training_fails, _remainder, _shuffled, _constant)}
 
 
 @pytest.fixture(scope="module")
 def traced() -> dict[str, Axes]:
     """Every small network, traced."""
-    return {name: trace(*build(name)) for name in ZOO} | {name: trace(*make()) for name, make in MORE.items()}
+    found = {name: trace(*build(name)) for name in ZOO} | {name: trace(*make()) for name, make in MORE.items()}
+    configured = trace(_Configured(SimpleNamespace(width=6)), torch.zeros(2, 5), "config")
+    return {**found, "_configured": configured}
 
 
 def unadvised(axes: Axes) -> Iterator[str]:
@@ -130,7 +146,14 @@ def unadvised(axes: Axes) -> Iterator[str]:
                 yield f"{axis.name}: {reason}"
 
 
-PLACELESS = {"input", "output", "unused", "training", "single"}  # they come from the trace, not from a line of code
+PLACELESS = {
+    "input",
+    "output",
+    "unused",
+    "training",
+    "single",
+    "config",
+}  # they come from the trace, not from a line of code
 
 
 def test_every_pin_of_the_zoo_says_why_where_and_what_to_do(traced: dict[str, Axes]) -> None:
