@@ -20,6 +20,7 @@ from topiarist.graph.reasons import ADVICE, FIXED, Kind, Reason
 from topiarist.graph.rules import RULES
 from topiarist.measure import macs
 from topiarist.models import build as network
+from topiarist.testing import zoo_more  # noqa: F401 adds its networks
 from topiarist.testing.invariants import cut_axes
 from topiarist.testing.zoo import ZOO, Net, build
 
@@ -109,6 +110,14 @@ def _constant() -> tuple[nn.Module, Any]:
     return Net(lambda m, x: m.b(m.a(x) * constant), a=nn.Linear(5, 8), b=nn.Linear(8, 4)), torch.zeros(2, 5)
 
 
+def _branching() -> tuple[nn.Module, Any]:
+    def forward(m: Any, x: Tensor) -> Any:
+        hidden = m.a(x)
+        return m.b(torch.relu(hidden) if len(hidden[0]) > 6 else hidden)
+
+    return Net(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 4)), torch.zeros(2, 5)
+
+
 class _Configured(nn.Module):
     """No field of the config says how wide the first layer is."""
 
@@ -122,7 +131,7 @@ class _Configured(nn.Module):
         return self.last(self.second(self.first(x)))
 
 
-MORE = {f.__name__: f for f in (_unused, _training_fails, _remainder, _shuffled, _constant)}
+MORE = {f.__name__: f for f in (_unused, _training_fails, _remainder, _shuffled, _constant, _branching)}
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +155,7 @@ def unadvised(axes: Axes) -> Iterator[str]:
                 yield f"{axis.name}: {reason}"
 
 
-PLACELESS = {
-    "input",
-    "output",
-    "unused",
-    "training",
-    "single",
-    "config",
-}  # they come from the trace, not from a line of code
+PLACELESS = {"input", "output", "unused", "training", "single", "config"}  # they come from the trace, not from a line
 
 
 def test_every_pin_of_the_zoo_says_why_where_and_what_to_do(traced: dict[str, Axes]) -> None:
@@ -175,7 +177,14 @@ def test_the_zoo_has_every_kind_of_reason(traced: dict[str, Axes]) -> None:
 def test_lines_are_those_of_the_models_code(traced: dict[str, Axes]) -> None:
     places = {r.where for axes in traced.values() for axis in axes.axes for r in (*axis.pins, *axis.inexact)} - {""}
     files = {place.rpartition(":")[0] for place in places}
-    assert files <= {"testing/zoo.py", "models/vit.py", "models/resnet.py", "tests/test_explain.py", "mask/dense.py"}
+    assert files <= {
+        "testing/zoo.py",
+        "testing/zoo_more.py",
+        "models/vit.py",
+        "models/resnet.py",
+        "tests/test_explain.py",
+        "mask/dense.py",
+    }
 
 
 def test_where_no_code_is_the_models_own_the_module_is_named() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from topiarist.errors import InputError
 
@@ -34,16 +35,21 @@ def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) 
             if isinstance(value, Tensor):
                 memo.setdefault(id(value), value)
     try:
-        modules = [m for m in parts if _is_plain(type(m)) and id(m) not in memo]
-        memo.update((id(module), type(module).__new__(type(module))) for module in modules)
-        for module in reversed(modules):  # what a module holds is complete before the module is
-            state = module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__  # type: ignore[no-untyped-call]
-            memo[id(module)].__setstate__({name: _copied(value, memo) for name, value in state.items()})
-        return copy.deepcopy(model, memo)
+        with _disable_current_modes():  # a fake tensor is no copy of one that a list holds
+            return _copy(model, parts, memo)
     except Exception as error:
         raise UncopiedError(
             f"the model cannot be copied ({error}); topiarist works on a copy, so copy.deepcopy(model) must work"
         ) from error
+
+
+def _copy(model: nn.Module, parts: list[nn.Module], memo: dict[int, Any]) -> nn.Module:
+    modules = [m for m in parts if _is_plain(type(m)) and id(m) not in memo]
+    memo.update((id(module), type(module).__new__(type(module))) for module in modules)
+    for module in reversed(modules):  # what a module holds is complete before the module is
+        state = module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__  # type: ignore[no-untyped-call]
+        memo[id(module)].__setstate__({name: _copied(value, memo) for name, value in state.items()})
+    return copy.deepcopy(model, memo)
 
 
 def _is_plain(kind: type[nn.Module]) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 Kind = Literal[
-    "input", "output", "spatial", "single", "operator", "rule", "literal", "computed", "value", "branch", "hidden", "constant",
-    "division", "order", "lookup", "groups", "foreign", "unused", "training", "config", "inexact",
+    "input", "output", "spatial", "single", "operator", "rule", "literal", "computed", "value", "branch", "hidden",
+    "constant", "division", "order", "lookup", "groups", "foreign", "unused", "training", "config", "inexact",
 ]  # fmt: skip
 
 FIXED: frozenset[Kind] = frozenset({"input", "output", "spatial", "single"})  # what no change of the code frees

@@ -27,9 +27,9 @@ from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.groups import Axes
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
+from topiarist.graph.reasons import Reason
 from topiarist.graph.rules.recurrent import WithoutSteps
 from topiarist.graph.running import CONSTANT, plain_operators, quiet, tensors_restored, twin
-from topiarist.graph.reasons import Reason
 from topiarist.graph.sizes import line_of, plain, source_line
 from topiarist.graph.states import random_states_kept
 from topiarist.inputs import call

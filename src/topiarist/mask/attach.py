@@ -80,6 +80,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         for entry in tensors.values():
             entry.parameter.masked_fill_(entry.removed, 0)
     _attached[model] = _Attachment(plan, tensors)
+    weakref.finalize(model, _drop_hook_if_idle)
     if not _handles:
         _handles.append(register_optimizer_step_post_hook(_after_step))
     return model
@@ -151,6 +152,6 @@ def _on(removed: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _drop_hook_if_idle() -> None:
-    if not _attached:
+    if not any(True for _ in _attached):  # models that are gone do not count
         while _handles:
             _handles.pop().remove()
