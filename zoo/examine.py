@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from families import TooLargeError, zoos
+from families import TooLargeError, declare_missing_operators, zoos
 from torch import nn
 from torch.utils._pytree import tree_map
 
@@ -146,6 +146,8 @@ def _timed(clock: dict[str, float], what: str) -> Iterator[None]:
     clock[what] = round(time.perf_counter() - start, 3)
 
 
+torch.set_num_threads(1)
+declare_missing_operators()  # before what is loaded next imports torchvision
+
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     sys.stdout.write(json.dumps(examine(*sys.argv[1:3])) + "\n")

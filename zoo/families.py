@@ -34,14 +34,14 @@ _library: list[torch.library.Library] = []  # kept: operators live as long as it
 
 
 def _torchvision_names() -> list[str]:
-    _declare_missing_operators()
+    declare_missing_operators()
     import torchvision
 
     return [str(name) for name in torchvision.models.list_models()]
 
 
 def _torchvision(name: str) -> Built:
-    _declare_missing_operators()
+    declare_missing_operators()
     import torchvision
 
     options: dict[str, Any] = {"weights": None}
@@ -60,7 +60,7 @@ def _torchvision(name: str) -> Built:
     return model, torch.randn(2, 3, 299 if name == "inception_v3" else 224, 299 if name == "inception_v3" else 224)
 
 
-def _declare_missing_operators() -> None:
+def declare_missing_operators() -> None:
     """Builds of torchvision without its compiled operators refuse to be imported until two of them are declared."""
     if not _library and not hasattr(torch.ops.torchvision, "nms"):
         _library.append(torch.library.Library("torchvision", "FRAGMENT"))
@@ -74,14 +74,14 @@ _LARGEST = 150_000_000  # parameters
 
 
 def _timm_names() -> list[str]:
-    _declare_missing_operators()
+    declare_missing_operators()
     import timm
 
     return [str(name) for name in timm.list_models()]
 
 
 def _timm(name: str) -> Built:
-    _declare_missing_operators()
+    declare_missing_operators()
     import timm
 
     with torch.device("meta"):
