@@ -3,7 +3,8 @@
 #   make test    install, then the tests         (make test ARGS="tests/test_cli.py -x")
 #   make check   linter, formatter and type checker
 #   make bench   the benchmarks, as ratios measured in one interleaved run
-#   make zoo     every model of torchvision and timm through trace, shrink and proof; hours, resumable, own environment
+#   make zoo     every model of torchvision, timm and transformers through trace, shrink and proof: hours, resumable
+#   make tenth   a fixed tenth of these, compared with the committed rows; both in an environment of their own
 #   make docs    regenerate docs/cli.md from the commands themselves
 # PYTHON=python3.12 chooses the interpreter, VENV=… the place of the environment.
 
@@ -14,7 +15,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: demo test check bench docs zoo
+.PHONY: demo test check bench docs zoo tenth
 
 demo: $(STAMP)
 	$(BIN)/topiarist demo $(ARGS)
@@ -31,7 +32,11 @@ bench: $(STAMP)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
 
 zoo: .venv-zoo/.installed
-	.venv-zoo/bin/python zoo/run.py torchvision timm $(ARGS)
+	.venv-zoo/bin/python zoo/run.py torchvision timm transformers $(ARGS)
+
+tenth: .venv-zoo/.installed
+	.venv-zoo/bin/python -m pytest -q tests/test_transformers.py
+	.venv-zoo/bin/python zoo/run.py torchvision timm transformers --tenth --workers $(WORKERS)
 
 .venv-zoo/.installed: pyproject.toml constraints.txt
 	@test -x .venv-zoo/bin/python || $(PYTHON) -m venv .venv-zoo
