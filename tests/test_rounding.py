@@ -170,16 +170,6 @@ def test_only_whole_numbers_round(to: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "expected"), [("DEFAULT", 8), ("AVX2", 8), ("AVX512", 16), ("NEON", 8), ("SVE256", 8)]
-)
-def test_the_multiple_of_a_processor_is_its_block(
-    capability: str, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert multiple(torch.device("cpu"), torch.float32) == expected
-
-
-@pytest.mark.parametrize(
     ("dtype", "expected"),
     [(torch.float64, 2), (torch.float32, 4), (torch.float16, 8), (torch.bfloat16, 8), (torch.int8, 16)],
 )
@@ -190,7 +180,7 @@ def test_the_multiple_of_tensor_cores_is_sixteen_bytes(dtype: torch.dtype, expec
 def test_auto_goes_by_the_model() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 40), nn.ReLU(), nn.Linear(40, 3))
-    assert resolve("channel", "auto", model) == Channel(multiple(torch.device("cpu"), torch.float32))
+    assert resolve("channel", "auto", model) == Channel(8)
     plan = topiarist.plan(model, torch.zeros(1, 5), structure="channel", round_to="auto", budget=Budget(params=0.7))
     assert wrong_sizes(plan, trace(model, torch.zeros(1, 5)), multiple_for(model)) == []
 

@@ -3,8 +3,9 @@
 ========  ==========================  =====================================================================
 device    multiple                    because
 ========  ==========================  =====================================================================
-cpu       16 with AVX-512, 8 without  oneDNN blocks channels by 16 or 8 (``nChw16c``, ``nChw8c``) and pads
-                                      what is left (oneDNN developer guide, "Understanding Memory Formats")
+cpu       8                           oneDNN blocks channels by 8, or 16 with AVX-512, and pads what is left
+                                      (oneDNN developer guide, "Understanding Memory Formats"); 16 measured
+                                      slower at equal budgets, being too coarse (docs/rounding.md)
 cuda      16 bytes of the dtype:      tensor cores are efficient at multiples of 16 bytes (NVIDIA, "Matrix
           8 for half precision, 4     Multiplication Background", DU-09799-001, 2.2 Tensor Core
           for single, 16 for int8     Requirements); from the A100 on most so at 128 bytes: round_to=64
@@ -32,12 +33,10 @@ def multiple(device: torch.device, dtype: torch.dtype) -> int:
         >>> multiple(torch.device("cuda"), torch.bfloat16)
         8
     """
-    if device.type == "cpu":
-        return 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8
+    if device.type in ("cpu", "mps"):
+        return 8
     if device.type == "cuda":
         return max(1, _CUDA_BYTES // dtype.itemsize)
-    if device.type == "mps":
-        return 8
     raise InputError(f"round_to='auto' knows cpu, cuda and mps, the model lies on {device}; try round_to=8")
 
 
