@@ -182,7 +182,8 @@ MODELS: dict[str, Tiny] = {
         "ReformerModelWithLMHead",
         "long text",
         {
-            "is_decoder": True, "hash_seed": 0,
+            "is_decoder": True,
+            "hash_seed": 0,
             "axial_pos_shape": (8, 8),
             "axial_pos_embds_dim": (16, 32),
             "attn_layers": ["local", "lsh"],
