@@ -93,7 +93,9 @@ def shrunk(cls: Any, fields: dict[str, Any]) -> Any:
 
 
 def _ids(num: int = TOKENS) -> Tensor:
-    return torch.randint(5, VOCABULARY - 20, (2, num), generator=torch.Generator().manual_seed(num))
+    ids = torch.randint(5, VOCABULARY - 20, (2, num), generator=torch.Generator().manual_seed(num))
+    ids[:, -1] = SIZES["eos_token_id"]  # where some read what stands for the whole text
+    return ids
 
 
 def _pixels(config: Any) -> Tensor:

@@ -36,6 +36,7 @@ from topiarist.graph.leaks import evict
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
 from topiarist.graph.rules import RULES
 from topiarist.graph.rules.recurrent import recurrent_functions
+from topiarist.graph.rules.shape import smaller_strides
 from topiarist.graph.running import (
     CONSTANT,
     plain_operators,
@@ -63,12 +64,15 @@ from topiarist.outputs import tensors_in
 
 @dataclass(frozen=True)
 class Tracked:
-    """What is known of a tensor: its axes; per dimension, whether zeroing an index upstream zeroes it here too; and
-    the model tensor it is a reshaped view of, if any."""
+    """What is known of a tensor: its axes; per dimension, whether zeroing an index upstream zeroes it here too; the
+    model tensor it is a reshaped view of, if any; whether it is one value everywhere; and the axes that are pinned as
+    soon as its values are used, with the reason, as those that an argmax runs over."""
 
     axes: tuple[Axis, ...]
     zero: tuple[bool, ...]
     source: str | None = None
+    is_uniform: bool = False
+    pins: tuple[tuple[Axis, str], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,24 +126,27 @@ class Trace:
         tracked = entry[1]
         if tracked.source is not None:
             self.used.add(tracked.source)
+        for axis, reason in tracked.pins:
+            self.pin(axis, reason)
         return tracked
 
     def put(
-        self, tensor: Tensor, axes: Sequence[Axis], zero: Sequence[bool] | None = None, source: str | None = None
-    ) -> None:
-        """Say what the axes of ``tensor`` are; ``zero`` defaults to True everywhere."""
+        self, tensor: Tensor, axes: Sequence[Axis], zero: Sequence[bool] | None = None, source: str | None = None,
+        is_uniform: bool = False, pins: Sequence[tuple[Axis, str]] = (),
+    ) -> None:  # fmt: skip
+        """Say what the axes of ``tensor`` are, and the rest of `Tracked`; ``zero`` defaults to True everywhere."""
         sizes = tuple(self.graph.find(axis).size for axis in axes)
         if sizes != tuple(tensor.shape):
             raise AssertionError(f"a rule gave axes of sizes {sizes} to a tensor of shape {tuple(tensor.shape)}")
         zeros = (True,) * len(sizes) if zero is None else tuple(zero)
         if id(tensor) not in self._known:
             self._sharing.setdefault(_storage(tensor), []).append(tensor)
-        self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source))
+        self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source, is_uniform, tuple(pins)))
 
     def alias(self, twin: Tensor, tensor: Tensor) -> None:
         """Let ``twin`` stand for ``tensor``."""
         known = self._known[id(tensor)][1]
-        self.put(twin, known.axes, known.zero, known.source)
+        self.put(twin, known.axes, known.zero, known.source, known.is_uniform, known.pins)
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether an operator or the model itself has made ``tensor``."""
@@ -195,9 +202,14 @@ class Trace:
         if self.graph.find(axis).size != 1:
             self.constraints.append(Constraint(expression, axis, source_line()))
 
+    def axes_of(self, tensor: Tensor) -> tuple[Axis, ...]:
+        """The axes of ``tensor``, of whose values nothing is used."""
+        entry = self._known.get(id(tensor))
+        return self[tensor].axes if entry is None else entry[1].axes
+
     def shape(self, tensor: Tensor) -> torch.Size:
         """The shape of ``tensor`` as integers that remember their axes."""
-        sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self[tensor].axes]
+        sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self.axes_of(tensor)]
         return torch.Size(sizes)
 
     def forget(self) -> None:
@@ -262,13 +274,14 @@ class Trace:
                 self.pin(axis, reason)
 
     def _written(self, outputs: Sequence[Tensor]) -> None:
-        """Other tensors on the storage of one that was written into may no longer be zero where they were."""
+        """Other tensors on the storage of one that was written into may no longer be zero, or of one value."""
         for output in outputs:
-            if not all(self[output].zero):
-                for other in self._sharing.get(_storage(output), ()):
-                    known = self._known[id(other)][1]
-                    if other is not output and any(known.zero):
-                        self.put(other, known.axes, [False] * len(known.axes), known.source)
+            keeps_zero = all(self[output].zero)
+            for other in self._sharing.get(_storage(output), ()):
+                known = self._known[id(other)][1]
+                if other is not output and (known.is_uniform or (any(known.zero) and not keeps_zero)):
+                    zero = [zero and keeps_zero for zero in known.zero]
+                    self.put(other, known.axes, zero, known.source, pins=known.pins)
 
     # ------------------------------------------------------------------ the functions' side
 
@@ -377,6 +390,17 @@ def _numel(trace: Trace, input: Tensor) -> Any:
     return math.prod(trace.shape(input))
 
 
+def _stride(trace: Trace, input: Tensor, dim: int | None = None) -> Any:
+    """Strides as products of the sizes of what lies closer together, where memory has no gaps."""
+    steps: tuple[int, ...] = input.stride()
+    closer = smaller_strides(input)
+    if closer is not None:
+        axes = trace.axes_of(input)
+        products = [trace.graph.product([axes[d] for d in dims]) for dims in closer]
+        steps = tuple(Size(s, p, trace) if p.size == s else s for s, p in zip(steps, products, strict=True))
+    return steps if dim is None else steps[dim]
+
+
 def _data(trace: Trace, tensor: Tensor) -> Tensor:
     known, data = trace[tensor], tensor.data
     trace.put(data, known.axes, known.zero, known.source)
@@ -399,6 +423,7 @@ _READERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.shape.__get__: Trace.shape,  # type: ignore[attr-defined]
     torch.Tensor.data.__get__: _data,  # type: ignore[attr-defined]
     torch.Tensor.size: _size,
+    torch.Tensor.stride: _stride,
     torch.Tensor.numel: _numel,
     torch.Tensor.nelement: _numel,
     torch.numel: _numel,
@@ -578,7 +603,7 @@ def _recorder(state: Trace, name: str) -> Callable[[nn.Module, Any, Any], None]:
     def record(module: nn.Module, args: Any, out: Any) -> None:
         del module, args
         for tensor in tensors_in(out):
-            state.outputs.setdefault(name, []).extend(state[tensor].axes)
+            state.outputs.setdefault(name, []).extend(state.axes_of(tensor))
 
     return record
 

@@ -132,6 +132,37 @@ def grouped_query_attention_by_expand() -> Entry:
     return Net(forward, **parts, repeats=2, dim=4), x(2, 5, 6)
 
 
+@net
+def grouped_query_attention_by_flag() -> Entry:
+    def forward(m: Any, x: Tensor) -> Any:
+        b, n, _ = x.shape
+        q, k, v = (part(x).view(b, n, -1, 5).transpose(1, 2) for part in (m.q, m.k, m.v))
+        out = F.scaled_dot_product_attention(q, k, v, scale=0.5, enable_gqa=True)
+        return m.out(out.transpose(1, 2).flatten(2))
+
+    parts = {"q": nn.Linear(7, 30), "k": nn.Linear(7, 10), "v": nn.Linear(7, 10), "out": nn.Linear(30, 7)}
+    return Net(forward, **parts), x(2, 4, 7)
+
+
+@net
+def complex_rotary_attention() -> Entry:
+    """Rotations as products of complex numbers."""
+
+    def turn(x: Tensor, angles: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+    def forward(m: Any, x: Tensor) -> Any:
+        b, n, _ = x.shape
+        q, k, v = m.qkv(x).view(b, n, 3, -1, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        angles = torch.outer(torch.arange(n, dtype=x.dtype), m.frequencies)
+        return m.out(attend(turn(q, angles), turn(k, angles), v, 0.5).transpose(1, 2).flatten(2))
+
+    model = Net(forward, qkv=nn.Linear(7, 36), out=nn.Linear(12, 7))
+    model.register_buffer("frequencies", torch.tensor([1.0, 0.1]))
+    return model, x(2, 4, 7)
+
+
 class _Rotary(nn.Module):
     """Rotary positions, with the table kept for the next call."""
 

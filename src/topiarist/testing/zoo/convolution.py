@@ -186,3 +186,27 @@ def mixer() -> Entry:
     parts = {"token1": nn.Linear(6, 10), "token2": nn.Linear(10, 6)}
     more = {"channel1": nn.Linear(8, 14), "channel2": nn.Linear(14, 8), "norm": nn.LayerNorm(8)}
     return Net(forward, patches=nn.Conv2d(3, 8, 2, 2), **parts, **more, head=nn.Linear(8, 4)), x(2, 3, 4, 6)
+
+
+@net
+def patches_as_tokens() -> Entry:
+    """Patches of feature maps are mixed one by one and put back in their places."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        features = F.relu(m.first(x))
+        b, c, h, w = features.shape
+        patches = F.unfold(features, 2, stride=2).view(b, c, 4, -1).transpose(1, 3)
+        mixed = F.gelu(m.mix(patches)).transpose(1, 3).reshape(b, -1, patches.shape[1])
+        return m.last(F.fold(mixed, (h, w), 2, stride=2) + F.interpolate(features, (h, w)))
+
+    return Net(forward, first=nn.Conv2d(3, 6, 1), mix=nn.Linear(6, 6), last=nn.Conv2d(6, 4, 1)), x(2, 3, 4, 6)
+
+
+@net
+def sampled_images() -> Entry:
+    def forward(m: Any, x: Tensor) -> Any:
+        features = m.first(x)
+        places = m.places(features.mean((2, 3))).tanh().unflatten(1, (-1, 1, 2))
+        return m.last(F.grid_sample(features, places, align_corners=False)[..., 0].mT)
+
+    return Net(forward, first=nn.Conv2d(3, 6, 1), places=nn.Linear(6, 10), last=nn.Linear(6, 4)), x(2, 3, 4, 6)

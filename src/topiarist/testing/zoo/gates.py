@@ -103,6 +103,41 @@ def batched_experts() -> Entry:
     return Net(forward, gate=nn.Linear(6, 4), up=up, down=down, bias=nn.Parameter(torch.empty(4, 8))), x(3, 6)
 
 
+@net
+def sorted_experts() -> Entry:
+    """Tokens sorted by their expert, all experts in one product, and the order put back."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        tokens = m.first(x.flatten(0, 1))
+        expert, order = m.gate(tokens).argmax(-1).sort()
+        ends = torch.histc(expert.float(), bins=len(m.up), min=0, max=len(m.up) - 1).cumsum(0, dtype=torch.int32)
+        hidden = F.grouped_mm(F.silu(F.grouped_mm(tokens[order], m.up, offs=ends)), m.down.mT, offs=ends)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(order.shape[0])
+        return m.last(hidden[back] + tokens).view(*x.shape[:-1], -1)
+
+    parts = {"first": nn.Linear(6, 8), "gate": nn.Linear(8, 3), "last": nn.Linear(8, 4)}
+    weights = {"up": nn.Parameter(torch.empty(3, 8, 16)), "down": nn.Parameter(torch.empty(3, 8, 16))}
+    return Net(forward, **parts, **weights), x(2, 5, 6)
+
+
+@net
+def experts_one_by_one() -> Entry:
+    """Each expert takes the tokens that chose it, and adds to their places."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        tokens = m.first(x)
+        chosen = F.one_hot(m.gate(tokens).topk(2, -1).indices, len(m.experts)).sum(1)
+        total = torch.zeros_like(tokens)
+        for i, expert in enumerate(m.experts):
+            places = chosen[:, i].nonzero().flatten()
+            total.index_add_(0, places, expert(tokens[places]))
+        return m.last(total)
+
+    experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 5), nn.GELU(), nn.Linear(5, 8)) for _ in range(3))
+    return Net(forward, first=nn.Linear(6, 8), gate=nn.Linear(8, 3), experts=experts, last=nn.Linear(8, 4)), x(16, 6)
+
+
 # ------------------------------------------------------------------------------------------------------- shared things
 
 

@@ -116,6 +116,18 @@ def chosen_rows() -> Entry:
 
 
 @net
+def written_by_index() -> Entry:
+    def forward(m: Any, x: Tensor) -> Any:
+        hidden = F.relu(m.first(x))
+        table = torch.zeros_like(hidden)
+        table[:, [3, 0]] = hidden[:, 1:3] * m.scale
+        order = hidden.argsort(1)
+        return m.last(table.scatter_add(1, order, hidden).index_fill(1, torch.tensor([2]), 0.0))
+
+    return Net(forward, first=nn.Linear(6, 8), scale=nn.Parameter(torch.empty(8)), last=nn.Linear(8, 4)), x(3, 5, 6)
+
+
+@net
 def constant_tables() -> Entry:
     def forward(m: Any, x: Tensor) -> Any:
         hidden = F.relu(m.first(x))
