@@ -174,6 +174,8 @@ CASES = {
     "every second": (lambda m, h: torch.stack([-h[..., 1::2], h[..., ::2]], -1).flatten(-2) + h * m.g, G, None),
     "every third of what is no multiple": (lambda m, h: h[..., ::3].sum(-1, True) + h, {}, PINNED),
     "an index of it that nobody reads": (lambda m, h: h * m.g[None].expand((*h[..., 0].shape, -1)), G, FREE),
+    "a number of it": (lambda m, h: h * float(h[0, 0, 0] > 0), {}, PINNED),
+    "the number of an argmax": (lambda m, h: h * int(h[0, 0].argmax()), {}, PINNED),
     "an index of a constant": (lambda m, h: h + torch.ones_like(h)[..., 0][..., None], {}, FREE),
     "an index of what was a constant": (
         lambda m, h: h + put(torch.zeros_like(h), slice(None), h)[..., 0][..., None], {}, PINNED,

@@ -7,9 +7,6 @@ is not touched: a structural copy that shares its parameters runs instead.
 
 from __future__ import annotations
 
-import math
-import sys
-import types
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,10 +30,9 @@ from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
+from topiarist.graph.readers import READERS, body_of
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
 from topiarist.graph.rules import RULES
-from topiarist.graph.rules.recurrent import recurrent_functions
-from topiarist.graph.rules.shape import smaller_strides
 from topiarist.graph.running import (
     CONSTANT,
     plain_operators,
@@ -53,7 +49,6 @@ from topiarist.graph.sizes import (
     Term,
     evaluate,
     expression_of,
-    is_of_the_model,
     sizes_in,
     source_line,
 )
@@ -245,9 +240,11 @@ class Trace:
     def operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Let the rule of ``func`` speak, or pin everything where there is none."""
         outputs = [out] if isinstance(out, Tensor) else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        if not outputs:
-            return
         operands = (args, kwargs)
+        if not outputs:  # a number, and whoever asks for it reads what it is of
+            for tensor in (t for t in tree_leaves(operands) if isinstance(t, Tensor)):
+                self[tensor]
+            return
         kwargs = {k: v for k, v in kwargs.items() if k != "out"}  # the tensor to write into is the output
         name = str(func.overloadpacket)
         found = RULES.get(func) or RULES.get(func.overloadpacket)
@@ -358,7 +355,7 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.trace.is_inside:  # scripted code hands its operators to the modes in turn
             return func(*args, **kwargs)
-        reader = _READERS.get(func)
+        reader = READERS.get(func)
         if reader is not None:
             return reader(self.trace, *args, **kwargs)
         handler = SIZE_ARGUMENTS.get(func)
@@ -377,78 +374,8 @@ class _Functions(TorchFunctionMode):
 
     def _body(self, func: Any) -> Callable[..., Any] | None:
         if func not in self.bodies:
-            self.bodies[func] = _body(func)
+            self.bodies[func] = body_of(func)
         return self.bodies[func]
-
-
-def _size(trace: Trace, input: Tensor, dim: int | None = None) -> Any:
-    shape = trace.shape(input)
-    return shape if dim is None else shape[dim]
-
-
-def _numel(trace: Trace, input: Tensor) -> Any:
-    return math.prod(trace.shape(input))
-
-
-def _stride(trace: Trace, input: Tensor, dim: int | None = None) -> Any:
-    """Strides as products of the sizes of what lies closer together, where memory has no gaps."""
-    steps: tuple[int, ...] = input.stride()
-    closer = smaller_strides(input)
-    if closer is not None:
-        axes = trace.axes_of(input)
-        products = [trace.graph.product([axes[d] for d in dims]) for dims in closer]
-        steps = tuple(Size(s, p, trace) if p.size == s else s for s, p in zip(steps, products, strict=True))
-    return steps if dim is None else steps[dim]
-
-
-def _data(trace: Trace, tensor: Tensor) -> Tensor:
-    known, data = trace[tensor], tensor.data
-    trace.put(data, known.axes, known.zero, known.source)
-    return data
-
-
-def _whereabouts(getter: Callable[[Tensor], bool]) -> Callable[[Trace, Tensor], bool]:
-    """Reads whether a tensor is on some device; of the model's own code, only where that will be so outside too."""
-
-    def read(trace: Trace, tensor: Tensor) -> bool:
-        if trace.is_elsewhere and is_of_the_model(sys._getframe(2)):
-            raise NotImplementedError("the model asks where a tensor lies, and the meta device is not the answer")
-        return getter(tensor)
-
-    return read
-
-
-# What hands out sizes, or tensors behind the back of the dispatcher.
-_READERS: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.shape.__get__: Trace.shape,  # type: ignore[attr-defined]
-    torch.Tensor.data.__get__: _data,  # type: ignore[attr-defined]
-    torch.Tensor.size: _size,
-    torch.Tensor.stride: _stride,
-    torch.Tensor.numel: _numel,
-    torch.Tensor.nelement: _numel,
-    torch.numel: _numel,
-    **{
-        getattr(torch.Tensor, name).__get__: _whereabouts(getattr(torch.Tensor, name).__get__)
-        for name in ("is_meta", "is_cpu", "is_cuda")
-    },
-    **recurrent_functions(),
-}
-
-_HAND_OVER = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-
-
-def _body(function: Any) -> Callable[..., Any] | None:
-    """A torch function written in Python without its hand-over to modes: the calls in its body are seen one by one.
-
-    Torch switches a mode off while the function that it was handed runs; `F.multi_head_attention_forward`, say, would
-    reshape unseen. None for functions that are not written in Python.
-    """
-    if not isinstance(function, types.FunctionType) or not set(_HAND_OVER) & set(function.__code__.co_names):
-        return None
-    scope = {**function.__globals__, **dict.fromkeys(_HAND_OVER, lambda *_: False)}
-    body = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
-    body.__kwdefaults__ = function.__kwdefaults__
-    return body
 
 
 def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> Axes:

@@ -149,7 +149,7 @@ def complex_rotary_attention() -> Entry:
     """Rotations as products of complex numbers."""
 
     def turn(x: Tensor, angles: Tensor) -> Tensor:
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
         return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
 
     def forward(m: Any, x: Tensor) -> Any:
