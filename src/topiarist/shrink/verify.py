@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from topiarist.errors import InputError
 from topiarist.graph import trace
-from topiarist.graph.running import random_states_kept
+from topiarist.graph.states import random_states_kept
 from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
 from topiarist.plan import Plan
