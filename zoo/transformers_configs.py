@@ -59,7 +59,6 @@ class Tiny:
     model: str
     inputs: str = "text"
     fields: dict[str, Any] = field(default_factory=dict)
-    config: str = ""  # where the class does not say which
 
 
 def build(name: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -68,8 +67,8 @@ def build(name: str) -> tuple[nn.Module, dict[str, Any]]:
 
     tiny = MODELS[name]
     cls = getattr(transformers, tiny.model)
-    config = shrunk(getattr(transformers, tiny.config) if tiny.config else cls.config_class, tiny.fields)
-    return cls(config), {**INPUTS[tiny.inputs](config)}
+    config = shrunk(cls.config_class, tiny.fields)
+    return cls(config), INPUTS[tiny.inputs](config)
 
 
 def shrunk(cls: Any, fields: dict[str, Any]) -> Any:
