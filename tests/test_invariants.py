@@ -45,6 +45,7 @@ LITTLE = {
     "attention_with_default_scale": 0.68,
     "attention_with_computed_scale": 1.0,
     "rotary_attention": 0.68,
+    "complex_rotary_attention": 0.68,
     "multihead_attention": 1.0,
     "transformer_encoder": 0.83,
     "heads_in_a_loop": 0.84,

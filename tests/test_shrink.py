@@ -299,6 +299,75 @@ def test_a_parameter_at_the_edge_of_a_domain_does_not_fail_the_proof():
     assert verify(model, cut.small, cut.plan, inputs).passed
 
 
+def wrong_plan(cut, tensor):
+    piece = cut.plan.slices[tensor][0]
+    return replace(cut.plan, slices={**cut.plan.slices, tensor: (Slice(piece.dim, piece.removed.roll(1)),)})
+
+
+def test_layers_of_almost_nothing_hide_nothing():
+    """Scales near zero after each of thirty layers: what comes out of them is beyond the tolerance of the proof."""
+    layers = [layer for _ in range(30) for layer in (nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6, eps=1e-3))]
+    model = chain(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    for norm in model[1:60:2]:
+        nn.init.normal_(norm.weight, std=0.02)
+    inputs = torch.randn(2, 6, 3, 3)
+    cut = half_of_every_axis(model, inputs)
+    plan = wrong_plan(cut, "0.weight")
+    assert verify(model, cut.small, cut.plan, inputs).passed
+    assert not verify(model, shrink(model, plan), plan, inputs).passed
+
+
+def test_what_the_model_draws_is_the_same_in_every_run():
+    model = Net(lambda m, x: m.b(m.a(x)) * torch.rand(4) + torch.randn(2, 4), a=nn.Linear(5, 8), b=nn.Linear(8, 4))
+    inputs = torch.randn(2, 5)
+    cut = half_of_every_axis(model, inputs)
+    plan = wrong_plan(cut, "a.weight")
+    before = torch.get_rng_state()
+    assert verify(model, cut.small, cut.plan, inputs).passed
+    assert not verify(model, shrink(model, plan), plan, inputs).passed
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_the_model_keeps_of_a_run_does_not_get_into_the_next():
+    def forward(m, x):
+        if not m.kept:
+            m.kept["table"] = m.table.exp()
+        return m.b(m.a(x) * m.kept["table"])
+
+    model = Net(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 4), table=nn.Parameter(torch.randn(8)), kept={})
+    inputs = torch.randn(2, 5)
+    cut = half_of_every_axis(model, inputs)
+    assert list(cut.plan.removed) == ["a.weight:0"]
+    assert verify(model, cut.small, cut.plan, inputs).passed
+
+
+def test_a_model_without_float64_is_told_so():
+    def forward(m, x):
+        if x.dtype == torch.float64:
+            raise NotImplementedError("\"addmm\" not implemented for 'Double'")
+        return m.b(m.a(x))
+
+    model, inputs = Net(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 4)), torch.randn(2, 5)
+    cut = half_of_every_axis(model, inputs)
+    with pytest.raises(InputError, match=r"does not run in float64.*not implemented for 'Double'.*your own data"):
+        verify(model, cut.small, cut.plan, inputs)
+
+
+@pytest.mark.parametrize("ends", [[4, 4, 7], [0, 3, 6], [7, 7, 7]])
+def test_grouped_products_in_float64_are_those_of_a_loop(ends):
+    """Rows beyond the last group come out as zero; torch leaves them as they are."""
+    rows, matrices, offs = torch.randn(7, 4), torch.randn(3, 4, 8), torch.tensor(ends, dtype=torch.int32)
+    with float64_everywhere():
+        found = F.grouped_mm(rows.double(), matrices.double(), offs=offs)
+    expected = torch.zeros(7, 8, dtype=torch.float64)
+    for group in range(3):
+        for row in range(ends[group - 1] if group else 0, ends[group]):
+            expected[row] = rows[row].double() @ matrices[group].double()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    in_float32 = F.grouped_mm(rows, matrices, offs=offs)[: ends[-1]]
+    torch.testing.assert_close(found[: ends[-1]].float(), in_float32, rtol=1e-5, atol=1e-5)
+
+
 def test_the_default_type_is_put_back_after_an_error():
     with pytest.raises(KeyError), float64_everywhere():
         raise KeyError

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers_configs
 from torch import nn
 
 Built = tuple[nn.Module, Any]  # a model and its example inputs
@@ -23,7 +24,11 @@ class Zoo:
 
 def zoos() -> dict[str, Zoo]:
     """Every zoo by name."""
-    return {"torchvision": Zoo(_torchvision_names, _torchvision, True), "timm": Zoo(_timm_names, _timm, True)}
+    return {
+        "torchvision": Zoo(_torchvision_names, _torchvision, True),
+        "timm": Zoo(_timm_names, _timm, True),
+        "transformers": Zoo(_transformers_names, _transformers, False),
+    }
 
 
 # -------------------------------------------------------------------------------------------------------- torchvision
@@ -91,6 +96,18 @@ def _timm(name: str) -> Built:
     model = timm.create_model(name)
     size = model.default_cfg.get("input_size", (3, 224, 224)) if hasattr(model, "default_cfg") else (3, 224, 224)
     return model, torch.randn(2, *size)
+
+
+# ------------------------------------------------------------------------------------------------------- transformers
+
+
+def _transformers_names() -> list[str]:
+    return list(transformers_configs.MODELS)
+
+
+def _transformers(name: str) -> Built:
+    declare_missing_operators()  # transformers imports torchvision where it is installed
+    return transformers_configs.build(name)
 
 
 class TooLargeError(Exception):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from topiarist.graph.axis import Axis
+from topiarist.graph.rules.shape import same_dims, smaller_strides
 from topiarist.graph.sizes import Size, Term, plain
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def _sizes_of(*functions: Any) -> Callable[[Callable[..., None]], Callable[..., 
 
 def _tie_all(trace: Trace, sizes: Sequence[Any], axes: Sequence[Axis]) -> None:
     for size, axis in zip(sizes, axes, strict=False):
-        if isinstance(size, int) and size != -1:
+        if isinstance(size, Tensor):
+            trace.pin(axis, "its size is computed from values")
+        elif isinstance(size, int) and size != -1:
             trace.sized(size, axis)
 
 
@@ -61,10 +64,17 @@ def _shape_of_method(trace: Trace, out: Tensor, tensor: Tensor, *sizes: Any, **k
         _tie_all(trace, _flat(sizes[:1] if isinstance(sizes[0], (tuple, list)) else sizes), trace[out].axes)
 
 
-@_sizes_of(torch.Tensor.expand_as, torch.Tensor.view_as, torch.Tensor.reshape_as)
-def _shape_of_other(trace: Trace, out: Tensor, tensor: Tensor, other: Tensor) -> None:
-    for axis, same in zip(trace[out].axes, trace[other].axes, strict=True):
+@_sizes_of(torch.Tensor.expand_as)
+def _expand_as(trace: Trace, out: Tensor, tensor: Tensor, other: Tensor) -> None:
+    for axis, same in zip(trace[out].axes, trace.axes_of(other), strict=True):
         trace.unify(axis, same, "the shape of another tensor")
+
+
+@_sizes_of(torch.Tensor.view_as, torch.Tensor.reshape_as)
+def _shape_of_other(trace: Trace, out: Tensor, tensor: Tensor, other: Tensor) -> None:
+    for axis, same in zip(trace[out].axes, trace.axes_of(other), strict=True):
+        if trace.graph.find(axis) is not trace.graph.find(same):  # of one size, but not index by index
+            trace.tie(same, axis)
 
 
 @_sizes_of(torch.reshape, torch.broadcast_to)
@@ -81,6 +91,25 @@ def _shape_of_factory(trace: Trace, out: Tensor, *sizes: Any, **kwargs: Any) -> 
 @_sizes_of(torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_empty, torch.Tensor.new_full)
 def _shape_of_new(trace: Trace, out: Tensor, tensor: Tensor, *sizes: Any, **kwargs: Any) -> None:
     _shape_of_factory(trace, out, *sizes, **kwargs)
+
+
+@_sizes_of(torch.Tensor.as_strided, torch.as_strided)
+def _as_strided(trace: Trace, out: Tensor, tensor: Tensor, size: Any, stride: Any, *_: Any, **__: Any) -> None:
+    dims, closer = same_dims(tensor, out), smaller_strides(tensor)
+    if dims is None or closer is None:
+        return
+    axes, whole = trace[out].axes, trace[tensor].axes
+    _tie_all(trace, size, axes)
+    changed = min((tensor.stride(d) for d in set(range(tensor.dim())) - set(dims) if tensor.shape[d] != 1), default=1)
+    block = trace.graph.product([axis for d, axis in enumerate(whole) if 0 < tensor.stride(d) < changed])
+    for axis, d, step in zip(axes, dims, stride, strict=True):
+        if trace.graph.find(axis).size == 1 or not isinstance(step, int):
+            continue
+        if d is None:  # so many blocks of what lies closer together
+            blocks = trace.pinned([plain(step) // trace.graph.find(block).size], "windows are so far apart")
+            trace.sized(step, trace.graph.product([*blocks, block]))
+        else:
+            trace.sized(step, trace.graph.product([whole[other] for other in closer[d]]))
 
 
 @_sizes_of(torch.Tensor.unflatten, torch.unflatten)
@@ -132,6 +161,10 @@ def _chunk(trace: Trace, out: Sequence[Tensor], tensor: Tensor, chunks: Any, dim
 
 @_sizes_of(torch.Tensor.narrow, torch.narrow)
 def _narrow(trace: Trace, out: Tensor, tensor: Tensor, dim: int, start: int, length: int) -> None:
+    if isinstance(start, Tensor) or isinstance(length, Tensor):
+        for axis in (trace[tensor].axes[dim], trace[out].axes[dim]):
+            trace.pin(axis, "its size is computed from values")
+        return
     before, kept, _ = _window(trace, tensor, dim, plain(start), plain(start) + plain(length))
     trace.sized(start, before)
     trace.sized(length, kept)
@@ -187,10 +220,16 @@ def _window(trace: Trace, tensor: Tensor, dim: int, start: int, stop: int) -> li
 def _pad(
     trace: Trace, out: Tensor, tensor: Tensor, pad: Sequence[int], mode: str = "constant", value: Any = None
 ) -> None:
-    if mode != "constant" or any(p < 0 for p in pad):
+    if mode != "constant":
         return
     for i, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         dim = tensor.dim() - 1 - i
+        if isinstance(before, Tensor) or isinstance(after, Tensor):
+            for axis in (trace[tensor].axes[dim], trace[out].axes[dim]):
+                trace.pin(axis, "its size is computed from values")
+            continue
+        if before < 0 or after < 0:
+            continue
         size = trace.graph.find(trace[tensor].axes[dim]).size
         parts = trace.graph.cut(trace[out].axes[dim], [plain(before), size, plain(after)], "padding")
         _tie_all(trace, [before], parts[:1] if before else [])

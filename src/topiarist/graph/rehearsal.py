@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from traceback import clear_frames
 from typing import Any
 from weakref import ref
 
@@ -220,6 +221,9 @@ def _performance(clone: list[nn.Module], inputs: Any, kernels: Kernels) -> Perfo
     try:
         with plain_operators(), WithoutSteps(), numbers:
             call(clone.pop(), inputs)
+    except Exception as error:
+        clear_frames(error.__traceback__)  # they hold every tensor of the run
+        raise
     finally:  # what the copy kept is gone with it
         evict(numbers.made)
     return numbers.found

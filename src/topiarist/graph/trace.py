@@ -7,9 +7,6 @@ is not touched: a structural copy that shares its parameters runs instead.
 
 from __future__ import annotations
 
-import math
-import sys
-import types
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,10 +30,10 @@ from topiarist.graph.copies import UncopiedError, model_tensors, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
+from topiarist.graph.readers import READERS, body_of
 from topiarist.graph.reasons import Kind
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
 from topiarist.graph.rules import RULES
-from topiarist.graph.rules.recurrent import recurrent_functions
 from topiarist.graph.running import (
     CONSTANT,
     plain_operators,
@@ -53,7 +50,6 @@ from topiarist.graph.sizes import (
     Term,
     evaluate,
     expression_of,
-    is_of_the_model,
     sizes_in,
     source_line,
 )
@@ -65,12 +61,15 @@ from topiarist.outputs import tensors_in
 
 @dataclass(frozen=True)
 class Tracked:
-    """What is known of a tensor: its axes; per dimension, whether zeroing an index upstream zeroes it here too; and
-    the model tensor it is a reshaped view of, if any."""
+    """What is known of a tensor: its axes; per dimension, whether zeroing an index upstream zeroes it here too; the
+    model tensor it is a reshaped view of, if any; whether it is one value everywhere; and the axes that are pinned as
+    soon as its values are used, with the reason, as those that an argmax runs over."""
 
     axes: tuple[Axis, ...]
     zero: tuple[bool, ...]
     source: str | None = None
+    is_uniform: bool = False
+    pins: tuple[tuple[Axis, str], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,24 +116,27 @@ class Trace:
         tracked = entry[1]
         if tracked.source is not None:
             self.used.add(tracked.source)
+        for axis, reason in tracked.pins:
+            self.pin(axis, reason)
         return tracked
 
     def put(
-        self, tensor: Tensor, axes: Sequence[Axis], zero: Sequence[bool] | None = None, source: str | None = None
-    ) -> None:
-        """Say what the axes of ``tensor`` are; ``zero`` defaults to True everywhere."""
+        self, tensor: Tensor, axes: Sequence[Axis], zero: Sequence[bool] | None = None, source: str | None = None,
+        is_uniform: bool = False, pins: Sequence[tuple[Axis, str]] = (),
+    ) -> None:  # fmt: skip
+        """Say what the axes of ``tensor`` are, and the rest of `Tracked`; ``zero`` defaults to True everywhere."""
         sizes = tuple(self.graph.find(axis).size for axis in axes)
         if sizes != tuple(tensor.shape):
             raise AssertionError(f"a rule gave axes of sizes {sizes} to a tensor of shape {tuple(tensor.shape)}")
         zeros = (True,) * len(sizes) if zero is None else tuple(zero)
         if id(tensor) not in self._known:
             self._sharing.setdefault(_storage(tensor), []).append(tensor)
-        self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source))
+        self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source, is_uniform, tuple(pins)))
 
     def alias(self, twin: Tensor, tensor: Tensor) -> None:
         """Let ``twin`` stand for ``tensor``."""
         known = self._known[id(tensor)][1]
-        self.put(twin, known.axes, known.zero, known.source)
+        self.put(twin, known.axes, known.zero, known.source, known.is_uniform, known.pins)
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether an operator or the model itself has made ``tensor``."""
@@ -192,9 +194,14 @@ class Trace:
         if self.graph.find(axis).size != 1:
             self.constraints.append(Constraint(expression, axis, *self.here()))
 
+    def axes_of(self, tensor: Tensor) -> tuple[Axis, ...]:
+        """The axes of ``tensor``, of whose values nothing is used."""
+        entry = self._known.get(id(tensor))
+        return self[tensor].axes if entry is None else entry[1].axes
+
     def shape(self, tensor: Tensor) -> torch.Size:
         """The shape of ``tensor`` as integers that remember their axes."""
-        sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self[tensor].axes]
+        sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self.axes_of(tensor)]
         return torch.Size(sizes)
 
     def forget(self) -> None:
@@ -232,9 +239,11 @@ class Trace:
     def operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Let the rule of ``func`` speak, or pin everything where there is none."""
         outputs = [out] if isinstance(out, Tensor) else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        if not outputs:
-            return
         operands = (args, kwargs)
+        if not outputs:  # a number, and whoever asks for it reads what it is of
+            for tensor in (t for t in tree_leaves(operands) if isinstance(t, Tensor)):
+                self[tensor]
+            return
         kwargs = {k: v for k, v in kwargs.items() if k != "out"}  # the tensor to write into is the output
         name = str(func.overloadpacket)
         found = RULES.get(func) or RULES.get(func.overloadpacket)
@@ -265,13 +274,14 @@ class Trace:
                 self.pin(axis, reason, kind)
 
     def _written(self, outputs: Sequence[Tensor]) -> None:
-        """Other tensors on the storage of one that was written into may no longer be zero where they were."""
+        """Other tensors on the storage of one that was written into may no longer be zero, or of one value."""
         for output in outputs:
-            if not all(self[output].zero):
-                for other in self._sharing.get(_storage(output), ()):
-                    known = self._known[id(other)][1]
-                    if other is not output and any(known.zero):
-                        self.put(other, known.axes, [False] * len(known.axes), known.source)
+            keeps_zero = all(self[output].zero)
+            for other in self._sharing.get(_storage(output), ()):
+                known = self._known[id(other)][1]
+                if other is not output and (known.is_uniform or (any(known.zero) and not keeps_zero)):
+                    zero = [zero and keeps_zero for zero in known.zero]
+                    self.put(other, known.axes, zero, known.source, pins=known.pins)
 
     # ------------------------------------------------------------------ the functions' side
 
@@ -350,7 +360,7 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.trace.is_inside:  # scripted code hands its operators to the modes in turn
             return func(*args, **kwargs)
-        reader = _READERS.get(func)
+        reader = READERS.get(func)
         if reader is not None:
             return reader(self.trace, *args, **kwargs)
         handler = SIZE_ARGUMENTS.get(func)
@@ -369,66 +379,8 @@ class _Functions(TorchFunctionMode):
 
     def _body(self, func: Any) -> Callable[..., Any] | None:
         if func not in self.bodies:
-            self.bodies[func] = _body(func)
+            self.bodies[func] = body_of(func)
         return self.bodies[func]
-
-
-def _size(trace: Trace, input: Tensor, dim: int | None = None) -> Any:
-    shape = trace.shape(input)
-    return shape if dim is None else shape[dim]
-
-
-def _numel(trace: Trace, input: Tensor) -> Any:
-    return math.prod(trace.shape(input))
-
-
-def _data(trace: Trace, tensor: Tensor) -> Tensor:
-    known, data = trace[tensor], tensor.data
-    trace.put(data, known.axes, known.zero, known.source)
-    return data
-
-
-def _whereabouts(getter: Callable[[Tensor], bool]) -> Callable[[Trace, Tensor], bool]:
-    """Reads whether a tensor is on some device; of the model's own code, only where that will be so outside too."""
-
-    def read(trace: Trace, tensor: Tensor) -> bool:
-        if trace.is_elsewhere and is_of_the_model(sys._getframe(2)):
-            raise NotImplementedError("the model asks where a tensor lies, and the meta device is not the answer")
-        return getter(tensor)
-
-    return read
-
-
-# What hands out sizes, or tensors behind the back of the dispatcher.
-_READERS: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.shape.__get__: Trace.shape,  # type: ignore[attr-defined]
-    torch.Tensor.data.__get__: _data,  # type: ignore[attr-defined]
-    torch.Tensor.size: _size,
-    torch.Tensor.numel: _numel,
-    torch.Tensor.nelement: _numel,
-    torch.numel: _numel,
-    **{
-        getattr(torch.Tensor, name).__get__: _whereabouts(getattr(torch.Tensor, name).__get__)
-        for name in ("is_meta", "is_cpu", "is_cuda")
-    },
-    **recurrent_functions(),
-}
-
-_HAND_OVER = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-
-
-def _body(function: Any) -> Callable[..., Any] | None:
-    """A torch function written in Python without its hand-over to modes: the calls in its body are seen one by one.
-
-    Torch switches a mode off while the function that it was handed runs; `F.multi_head_attention_forward`, say, would
-    reshape unseen. None for functions that are not written in Python.
-    """
-    if not isinstance(function, types.FunctionType) or not set(_HAND_OVER) & set(function.__code__.co_names):
-        return None
-    scope = {**function.__globals__, **dict.fromkeys(_HAND_OVER, lambda *_: False)}
-    body = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
-    body.__kwdefaults__ = function.__kwdefaults__
-    return body
 
 
 def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> Axes:
@@ -601,7 +553,7 @@ def _recorder(state: Trace, name: str) -> Callable[[nn.Module, Any, Any], None]:
         while state.running and state.running.pop() != name:
             pass  # a module inside that raised, and whose error the model caught
         for tensor in tensors_in(out):
-            state.outputs.setdefault(name, []).extend(state[tensor].axes)
+            state.outputs.setdefault(name, []).extend(state.axes_of(tensor))
 
     return record
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -25,10 +26,31 @@ def in_float64(model: nn.Module) -> nn.Module:
     return model
 
 
+def _grouped_product(
+    a: Tensor, b: Tensor, *, offs: Tensor | None = None, bias: Tensor | None = None, **_: Any
+) -> Tensor:
+    """Rows of ``a``, in groups that end at ``offs``, each times its own matrix of ``b``, one group after another."""
+    if offs is None or (a.dim(), b.dim()) != (2, 3) or bias is not None:
+        raise NotImplementedError("grouped products in float64 are those of a matrix of rows with a stack of matrices")
+    ends = [int(end) for end in offs]
+    starts = [0, *ends[:-1]]
+    products = [a[start:end] @ matrix for start, end, matrix in zip(starts, ends, b, strict=True)]
+    return torch.cat([*products, a.new_zeros(len(a) - ends[-1], b.shape[2])])
+
+
+# What torch has no float64 kernel for, of what it has one for.
+_STAND_INS = {
+    function: _grouped_product
+    for function in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None))
+    if function is not None
+}
+
+
 class _Float64(TorchFunctionMode):
     """Whoever asks for a lower precision gets float64: ``x.float()``, ``x.to(torch.float32)``, ``dtype=torch.half``."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = _STAND_INS.get(func, func)
         if func in _CASTS:
             func, args = torch.Tensor.double, args[:1]
         args = tuple(torch.float64 if _is_lower(arg) else arg for arg in args)

@@ -256,6 +256,8 @@ def count_macs(model: nn.Module, inputs: Any) -> float:
     aten = torch.ops.aten
     products = {aten.mv: lambda a, b, **_: 2 * a[0] * a[1]}
     products |= dict.fromkeys([aten.dot, aten.vdot], lambda a, b, **_: 2 * a[0])
+    if hasattr(aten, "_grouped_mm"):  # each row meets one matrix
+        products[aten._grouped_mm] = lambda a, b, *_, **__: 2 * a[0] * a[1] * b[2]
     counter = FlopCounterMode(display=False, custom_mapping=products)
     with sdpa_kernel(SDPBackend.MATH), _without_onednn(), torch.no_grad(), counter:
         call(copy.deepcopy(model).eval(), fresh(inputs))

@@ -43,6 +43,22 @@ def _bmm(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
     trace.put(out, (batch, left.axes[1], right.axes[2]), zeros)
 
 
+@rule(*named("_grouped_mm"))
+def _grouped_mm(trace: Trace, out: Tensor, a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any) -> None:
+    """Rows of ``a``, in groups that end at ``offs``, each times its own matrix of ``b``: experts and their tokens."""
+    if offs is None:
+        _bmm(trace, out, a, b)
+        return
+    if (a.dim(), b.dim()) != (2, 3):
+        raise NotImplementedError(f"groups of {a.dim()} by {b.dim()} dimensions")
+    k = trace.contract((a, 1), (b, 1), "grouped mm")
+    left, right = trace[a], trace[b]
+    trace.pin(left.axes[0], "its indices are in groups")
+    trace.pin(trace.unify(right.axes[0], trace[offs].axes[0], "grouped mm"), "it counts the groups of rows")
+    trace.cost(left.axes[0], k, right.axes[2], source=right.source)
+    trace.put(out, (left.axes[0], right.axes[2]), (left.zero[0], right.zero[2]))
+
+
 @rule(aten.baddbmm)
 def _baddbmm(trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
     _bmm(trace, out, a, b)
@@ -147,12 +163,9 @@ def _attention(
     q, k, v = trace[query], trace[key], trace[value]
     trace.contract((query, query.dim() - 1), (key, key.dim() - 1), "attention")
     for i in range(query.dim() - 2):
-        if query.shape[i] == key.shape[i]:
-            trace.unify(q.axes[i], k.axes[i], "attention")
-            trace.unify(k.axes[i], v.axes[i], "attention")
-        else:
-            trace.pin(q.axes[i], "heads share keys and values in groups", "groups")
-            trace.pin(k.axes[i], "heads share keys and values in groups", "groups")
+        shared = trace.graph.split(q.axes[i], [key.shape[i], query.shape[i] // key.shape[i]], "attention")[0]
+        trace.unify(shared, k.axes[i], "attention")  # each head of keys and values serves as many heads of queries
+        trace.unify(shared, v.axes[i], "attention")
     trace.unify(k.axes[-2], v.axes[-2], "attention")
     for mask in (m for m in (*args, *kwargs.values()) if isinstance(m, Tensor)):  # broadcast to (…, queries, keys)
         weights = (*q.axes[:-1], k.axes[-2])
@@ -163,8 +176,8 @@ def _attention(
         trace.graph.mark_role(axis, "head")
     trace.cost(*q.axes, k.axes[-2], source=None)
     trace.cost(*q.axes[:-1], k.axes[-2], v.axes[-1], source=None)
-    heads = range(query.dim() - 2)
-    trace.put(out[0], (*q.axes[:-1], v.axes[-1]), (*(v.zero[i] for i in heads), False, v.zero[-1]))
+    heads = (v.zero[i] and query.shape[i] == key.shape[i] for i in range(query.dim() - 2))
+    trace.put(out[0], (*q.axes[:-1], v.axes[-1]), (*heads, False, v.zero[-1]))
     for extra in out[1:]:
         if isinstance(extra, Tensor) and extra.dim() == query.dim() - 1 and extra.shape == query.shape[:-1]:
             trace.put(extra, q.axes[:-1], [False] * extra.dim())

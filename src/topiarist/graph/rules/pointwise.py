@@ -78,8 +78,14 @@ def _make(name: str, keeps_zero: bool | str) -> Callable[..., None]:
             undefined_at_zero(trace, operands[-1], name)
         for tensor in (out,) if isinstance(out, Tensor) else out:
             pointwise(trace, tensor, operands, name, keeps_zero)
+            if name in _UNIFORM or (name in _SAME_VALUES and trace[args[0]].is_uniform):
+                trace.put(tensor, trace[tensor].axes, trace[tensor].zero, is_uniform=True)
 
     return run
+
+
+_UNIFORM = ("zeros_like", "ones_like", "full_like")
+_SAME_VALUES = ("alias", "clone", "detach", "_to_copy")
 
 
 # of the last operand: infinite or undefined where it is zero, so that not even a weight of zero takes it away

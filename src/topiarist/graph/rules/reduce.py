@@ -25,13 +25,20 @@ def _reduce(trace: Trace, out: Any, x: Tensor, dims: Any, operator: str, exact_a
     for d in reduced:
         if not (exact_at_zero and tracked.zero[d]):
             trace.inexact(tracked.axes[d], operator)
-    for tensor in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
+    outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    for i, tensor in enumerate(outputs):
+        are_indices = operator in _OF_INDICES or (operator in _WITH_INDICES and i > 0)
+        pins = [(tracked.axes[d], "its indices become values") for d in reduced] if are_indices else []
         if tensor.dim() == rank:  # keepdim
             axes = [trace.graph.one if d in reduced else axis for d, axis in enumerate(tracked.axes)]
-            trace.put(tensor, axes, tracked.zero)
+            trace.put(tensor, axes, tracked.zero, pins=pins)
         else:
             kept = [d for d in range(rank) if d not in reduced]
-            trace.put(tensor, [tracked.axes[d] for d in kept], [tracked.zero[d] for d in kept])
+            trace.put(tensor, [tracked.axes[d] for d in kept], [tracked.zero[d] for d in kept], pins=pins)
+
+
+_OF_INDICES = ("argmax", "argmin")
+_WITH_INDICES = ("max", "min", "median", "nanmedian", "mode")  # after the values
 
 
 def _over(name: str, exact_at_zero: bool) -> None:
@@ -44,8 +51,8 @@ def _over(name: str, exact_at_zero: bool) -> None:
 for _name in ("sum", "nansum"):
     _over(_name, exact_at_zero=True)
 for _name in (
-    "mean", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "argmax", "argmin", "any",
-    "all", "logsumexp", "median", "mode",
+    "mean", "amax", "amin", "aminmax", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "argmax", "argmin",
+    "any", "all", "logsumexp", "median", "nanmedian", "mode",
 ):  # fmt: skip
     _over(_name, exact_at_zero=False)
 

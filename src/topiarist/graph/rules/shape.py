@@ -136,21 +136,25 @@ def _slice(
     size = tensor.shape[dim]
     first, _, _ = slice(start, end, step).indices(size)
     axes = list(tracked.axes)
-    if step != 1 and out.shape[dim] != size:
+    if step != 1 and out.shape[dim] * step == size and first < step:  # a part of each pair, triple, …
+        axes[dim], rest = trace.graph.split(axes[dim], [out.shape[dim], step], "a strided slice")
+        trace.pin(rest, f"every {step}th index of it is taken")
+    elif step != 1 and out.shape[dim] != size:
         trace.pin(axes[dim], f"every {step}th index of it is taken")
         axes[dim] = trace.pinned([out.shape[dim]], "it is a strided slice")[0]
     elif out.shape[dim] != size:
         axes[dim] = trace.graph.cut(axes[dim], [first, out.shape[dim], size - first - out.shape[dim]], "a slice")[1]
-    trace.put(out, axes, tracked.zero, tracked.source)
+    trace.put(out, axes, tracked.zero, tracked.source, tracked.is_uniform)
 
 
 @rule(aten.select, aten.select_copy)
 def _select(trace: Trace, out: Tensor, tensor: Tensor, dim: int, index: int) -> None:
     tracked = trace[tensor]
     dim %= tensor.dim()
-    trace.pin(tracked.axes[dim], "a single index of it is taken")
+    pins = [] if tracked.is_uniform else [(tracked.axes[dim], "a single index of it is taken")]
     kept = [d for d in range(tensor.dim()) if d != dim]
-    trace.put(out, [tracked.axes[d] for d in kept], [tracked.zero[d] for d in kept], tracked.source)
+    axes, zeros = [tracked.axes[d] for d in kept], [tracked.zero[d] for d in kept]
+    trace.put(out, axes, zeros, tracked.source, tracked.is_uniform, pins)
 
 
 @rule(aten.unbind, aten.unbind_copy)
@@ -263,13 +267,14 @@ def _reorder(trace: Trace, out: Tensor, tensor: Tensor, first: Any, dims: Any = 
     trace.put(out, tracked.axes, tracked.zero)
 
 
-@rule(*named(
-        "zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full",
-        "empty_strided", "new_empty_strided", "randint", "scalar_tensor",
-    )
-)  # fmt: skip
+@rule(*named("empty", "rand", "randn", "new_empty", "empty_strided", "new_empty_strided", "randint"))
 def _factory(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
     trace.put(out, [trace.graph.leaf(size) for size in out.shape], [False] * out.dim())
+
+
+@rule(*named("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "scalar_tensor"))
+def _uniform_factory(trace: Trace, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    trace.put(out, [trace.graph.leaf(size) for size in out.shape], [False] * out.dim(), is_uniform=True)
 
 
 @rule(
@@ -296,17 +301,61 @@ def _triangle(trace: Trace, out: Tensor, tensor: Tensor, diagonal: int = 0) -> N
 
 
 @rule(aten.as_strided, aten.as_strided_)
-def _restrided(trace: Trace, out: Tensor, tensor: Tensor, size: Sequence[int], stride: Sequence[int], *_: Any) -> None:
-    """New strides for dimensions of size 1 alone, by which torch keeps a layout of images; nothing else is followed."""
+def _restrided(trace: Trace, out: Tensor, tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+    """The same memory under other sizes and strides: dimensions that stay as they are are carried."""
     tracked = trace[tensor]
-    real = [(n, s) for n, s in zip(size, stride, strict=True) if n != 1]
-    if tuple(size) != tuple(tensor.shape) or len(real) > 2 or real != _contiguous([n for n, _ in real]):
+    dims = same_dims(tensor, out)
+    if dims is None:
         reason = "its memory is read with other strides"
         trace.pin_all([tensor], reason)
         trace.put(out, trace.pinned(out.shape, reason))
         return
-    trace.put(out, tracked.axes, tracked.zero, tracked.source)
+    for d in set(range(tensor.dim())) - set(dims):
+        trace.pin(tracked.axes[d], "windows of it lie one over another")
+    windows = trace.pinned(out.shape, "it is a window of another")
+    axes = [windows[i] if d is None else tracked.axes[d] for i, d in enumerate(dims)]
+    trace.put(out, axes, [d is not None and tracked.zero[d] for d in dims], tracked.source)
 
 
-def _contiguous(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    return [(n, math.prod(sizes[i + 1 :])) for i, n in enumerate(sizes)]
+def same_dims(tensor: Tensor, other: Tensor) -> list[int | None] | None:
+    """For each dimension of a view of the same memory, which of ``tensor`` it is, None for one of windows over others;
+    None where that cannot be told, as in memory with gaps.
+
+    What lies closer together in memory than any window steps is left alone by windows, and so is what lies further
+    apart than all of them reach.
+    """
+    before, after = _layout(tensor), _layout(other)
+    if smaller_strides(tensor) is None or other.storage_offset() != tensor.storage_offset():
+        return None
+    most = min(len(before), len(after))
+    first = next((i for i in range(most) if before[i] != after[i]), most)
+    last = next((i for i in range(most - first) if before[-1 - i] != after[-1 - i]), most - first)
+    dims = [
+        i if i < first else i - len(after) + len(before) if i >= len(after) - last else None for i in range(len(after))
+    ]
+    while True:
+        changed = [before[d] for d in set(range(len(before))) - set(dims)]
+        windows = [after[i] for i, d in enumerate(dims) if d is None]
+        closest = min((s for n, s in changed if n != 1), default=1)
+        apart = [d for d in dims if d is not None and before[d][0] != 1 and before[d][1] < closest]
+        if all(s % closest == 0 for _, s in windows):
+            break
+        if not apart:
+            return None
+        dims[dims.index(max(apart, key=lambda d: before[d][1]))] = None
+    reach = sum((n - 1) * s for n, s in windows) + closest
+    further = [before[d][1] for d in dims if d is not None and before[d][1] > closest]
+    return dims if not windows or reach <= min(further, default=tensor.numel()) else None
+
+
+def _layout(tensor: Tensor) -> list[tuple[int, int]]:
+    """(size, stride) of each dimension; the stride of one of size 1 says nothing."""
+    return [(n, s) if n != 1 else (1, 0) for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
+def smaller_strides(tensor: Tensor) -> list[list[int]] | None:
+    """For each dimension, those that lie closer together in memory; None where memory has gaps or is read twice."""
+    layout = _layout(tensor)
+    closer = [[other for other, (_, step) in enumerate(layout) if 0 < step < s] for _, s in layout]
+    dense = all(s == math.prod(layout[d][0] for d in closer[i]) for i, (n, s) in enumerate(layout) if n != 1)
+    return closer if dense else None
