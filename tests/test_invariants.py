@@ -20,7 +20,6 @@ from topiarist.graph.trace import Trace
 from topiarist.mask import mask, unmask
 from topiarist.plan import Plan, Slice
 from topiarist.shrink import shrink, verify
-from topiarist.testing import zoo_more  # noqa: F401 adds its networks
 from topiarist.testing.invariants import (
     NetworkContract,
     check_agreement,

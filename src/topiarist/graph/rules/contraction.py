@@ -53,8 +53,8 @@ def _grouped_mm(trace: Trace, out: Tensor, a: Tensor, b: Tensor, offs: Tensor | 
         raise NotImplementedError(f"groups of {a.dim()} by {b.dim()} dimensions")
     k = trace.contract((a, 1), (b, 1), "grouped mm")
     left, right = trace[a], trace[b]
-    trace.pin(left.axes[0], "its indices are in groups")
-    trace.pin(trace.unify(right.axes[0], trace[offs].axes[0], "grouped mm"), "it counts the groups of rows")
+    trace.pin(left.axes[0], "its indices are in groups", "groups")
+    trace.pin(trace.unify(right.axes[0], trace[offs].axes[0], "grouped mm"), "it counts the groups of rows", "groups")
     trace.cost(left.axes[0], k, right.axes[2], source=right.source)
     trace.put(out, (left.axes[0], right.axes[2]), (left.zero[0], right.zero[2]))
 

@@ -74,7 +74,7 @@ def _index_put(
     zeros = [False] * x.dim()
     for d, axis, zero in zip(dims[::-1], written.axes[::-1], written.zero[::-1], strict=False):
         if d is None:
-            trace.pin(axis, "it is written to places given by value")
+            trace.pin(axis, "it is written to places given by value", "lookup")
         elif trace.graph.find(axis).size != 1:
             trace.unify(tracked.axes[d], axis, "a write by index")
             zeros[d] = tracked.zero[d] and zero
@@ -93,7 +93,7 @@ def _scatter(
         lines = [t for t in (index, source) if isinstance(t, Tensor)]
         if d == dim % x.dim() or any(t.shape[d] != x.shape[d] for t in lines):
             for tensor in (x, *lines):
-                trace.pin(trace[tensor].axes[d], _LOOKED_UP)
+                trace.pin(trace[tensor].axes[d], _LOOKED_UP, "lookup")
         for tensor in lines if all(t.shape[d] == x.shape[d] for t in lines) and d != dim % x.dim() else ():
             trace.unify(axis, trace[tensor].axes[d], "scatter")
         zeros[d] = zeros[d] and d != dim % x.dim() and (not isinstance(source, Tensor) or trace[source].zero[d])
@@ -107,7 +107,7 @@ def _index_add(
     """Slices of ``source``, or a value, go to the places of ``x`` along ``dim`` that ``index`` gives."""
     tracked = trace[x]
     dim %= x.dim()
-    trace.pin(tracked.axes[dim], _LOOKED_UP)
+    trace.pin(tracked.axes[dim], _LOOKED_UP, "lookup")
     zeros = [zero and d != dim for d, zero in enumerate(tracked.zero)]
     if isinstance(source, Tensor) and source.dim() == x.dim():
         written = trace[source]
@@ -142,7 +142,7 @@ def _chosen_by_value(trace: Trace, out: Any, x: Tensor, *args: Any, **kwargs: An
 def _embedding_bag(trace: Trace, out: Sequence[Tensor], weight: Tensor, *args: Any, **kwargs: Any) -> None:
     """Sums, means or maxima of rows of a table: its columns are carried."""
     table = trace[weight]
-    trace.pin(table.axes[0], _LOOKED_UP)
+    trace.pin(table.axes[0], _LOOKED_UP, "lookup")
     for tensor in out[1:]:
         trace.put(tensor, trace.pinned(tensor.shape, "it is looked up by value"), [False] * tensor.dim())
     bags = trace.pinned(out[0].shape[:1], "it is looked up by value")

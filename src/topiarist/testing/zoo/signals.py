@@ -1,4 +1,4 @@
-"""More difficult networks for `topiarist.testing.zoo.ZOO`: deep streams, recurrent layers, windows, frequencies."""
+"""Deep streams of heads, recurrent layers, windows that overlap, frequencies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from topiarist.testing.zoo import Entry, Net, net, x
+from topiarist.testing.zoo.base import Entry, Net, net, x
 
 # ------------------------------------------------------------------------------------- axes that shrink only together
 
