@@ -34,7 +34,7 @@ def _sizes_of(*functions: Any) -> Callable[[Callable[..., None]], Callable[..., 
 def _tie_all(trace: Trace, sizes: Sequence[Any], axes: Sequence[Axis]) -> None:
     for size, axis in zip(sizes, axes, strict=False):
         if isinstance(size, Tensor):
-            trace.pin(axis, "its size is computed from values")
+            trace.pin(axis, "its size is computed from values", "computed")
         elif isinstance(size, int) and size != -1:
             trace.sized(size, axis)
 
@@ -163,7 +163,7 @@ def _chunk(trace: Trace, out: Sequence[Tensor], tensor: Tensor, chunks: Any, dim
 def _narrow(trace: Trace, out: Tensor, tensor: Tensor, dim: int, start: int, length: int) -> None:
     if isinstance(start, Tensor) or isinstance(length, Tensor):
         for axis in (trace[tensor].axes[dim], trace[out].axes[dim]):
-            trace.pin(axis, "its size is computed from values")
+            trace.pin(axis, "its size is computed from values", "computed")
         return
     before, kept, _ = _window(trace, tensor, dim, plain(start), plain(start) + plain(length))
     trace.sized(start, before)
@@ -226,7 +226,7 @@ def _pad(
         dim = tensor.dim() - 1 - i
         if isinstance(before, Tensor) or isinstance(after, Tensor):
             for axis in (trace[tensor].axes[dim], trace[out].axes[dim]):
-                trace.pin(axis, "its size is computed from values")
+                trace.pin(axis, "its size is computed from values", "computed")
             continue
         if before < 0 or after < 0:
             continue
