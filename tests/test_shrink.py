@@ -252,6 +252,19 @@ def test_a_trained_or_foreign_model_is_refused():
         verify(model, build("lenet")[0], cut.plan, inputs)
 
 
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.LayerNorm(8)], ids=["exact", "inexact"])
+def test_the_very_model_that_is_handed_in_is_proved(norm):
+    """Its tensors may be right and the rest of it wrong: a number in Python, or code."""
+    parts = {"first": nn.Linear(5, 8), "norm": norm, "second": nn.Linear(8, 8), "last": nn.Linear(8, 4), "factor": 2.0}
+    model = Net(lambda m, x: m.last(torch.relu(m.second(m.norm(m.first(x)))) * m.factor), **parts)
+    x = torch.randn(3, 5)
+    plan = topiarist.plan(model, x, structure="channel", budget=topiarist.Budget(sparsity=0.5))
+    small = shrink(model, plan, x)
+    assert verify(model, small, plan, x).passed
+    small.factor = 3.0
+    assert not verify(model, small, plan, x).passed
+
+
 def test_a_layer_that_begins_at_zero_hides_nothing():
     """With a last layer of zeros every output is zero, and any cut would pass."""
     model = chain(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4))
