@@ -9,7 +9,7 @@ a trial run; theirs is ``MagnitudePruner(...)`` with ``GroupMagnitudeImportance(
 copying the model is not counted, each run begins with a fresh copy and an empty garbage collector, and the time is the
 process's own (CPU seconds on one thread), so that other load on the machine counts little. Printed are ratios of the
 medians. A model counts where both succeed: the pruned model runs on the example input. Needs torchvision, timm and
-torch-pruning (`make zoo` makes an environment for the first two); without them there is nothing to compare with.
+torch-pruning, as in the environment that `make zoo` makes; without them there is nothing to compare with.
 """
 
 from __future__ import annotations

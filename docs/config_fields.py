@@ -20,7 +20,7 @@ import topiarist
 from topiarist.graph import trace
 
 PAGE = Path(__file__).with_name("transformers.md")
-_library: list[torch.library.Library] = []  # kept: operators live as long as it does
+ZOO = str(Path(__file__).parents[1] / "zoo")
 
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES = {"hidden_size": 32, "intermediate_size": 48, **LAYERS}
@@ -76,10 +76,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def import_transformers() -> Any:
     """The package; with a torchvision that has no compiled operators it can be imported once two are declared."""
-    if not _library and not hasattr(torch.ops.torchvision, "nms"):
-        _library.append(torch.library.Library("torchvision", "FRAGMENT"))
-        _library[0].define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _library[0].define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    if ZOO not in sys.path:
+        sys.path.append(ZOO)
+    from families import declare_missing_operators
+
+    declare_missing_operators()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import transformers

@@ -63,3 +63,22 @@ def test_a_failure_in_the_zoo_is_told(zoo) -> None:
     row = next(iter(next(iter(results.values())).values()))
     row.update(status="failed", reason="a reason of its own")
     assert f"| {row['name']} | failed | a reason of its own |" in table.render(results)
+
+
+@pytest.fixture
+def zoo_run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "zoo"))
+    return importlib.import_module("run")
+
+
+def test_the_tenth_is_a_tenth_and_the_same_every_time(zoo_run) -> None:
+    rows = {f"net{i:02}": {"status": "passed", "seconds": {"trace": float(i % 7)}} for i in range(25)}
+    assert zoo_run.tenth(rows) == zoo_run.tenth(dict(reversed(rows.items()))) == ["net00", "net14", "net21"]
+
+
+@pytest.mark.parametrize(("found", "count"), [({}, 0), ({"status": "wrong"}, 1), ({"removed": 0.4}, 1)])
+def test_a_model_that_comes_out_otherwise_is_counted(monkeypatch, zoo_run, found: dict[str, Any], count: int) -> None:
+    row = {"name": "net", "status": "passed", "removed": 0.5, "seconds": {}}
+    monkeypatch.setattr(zoo_run, "read", lambda zoo: {"net": row})
+    monkeypatch.setattr(zoo_run, "fill", lambda zoo, names, rows, *_, **__: rows.update(net={**row, **found}))
+    assert zoo_run.differences("timm", 1, 1) == count

@@ -374,3 +374,18 @@ def test_every_net_can_be_masked_and_trained(name):
 def removed_entries_of_all(model, plan):
     named = dict(model.named_parameters(remove_duplicate=False))
     return [named[name].detach()[gone] for name, gone in plan.masks(model).items()]
+
+
+def test_the_hook_goes_with_the_last_masked_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach, "_attached", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(attach, "_handles", [])
+    first, second = nn.Linear(2, 1), nn.Linear(2, 1)
+    for model in (first, second):
+        for _ in range(3):
+            attach.mask(model, Plan("weight", {"weight": torch.tensor([True, False])}))
+    del model, first
+    gc.collect()
+    assert len(attach._handles) == 1
+    del second
+    gc.collect()
+    assert attach._handles == []

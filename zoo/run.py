@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--tenth", action="store_true", help="compare a fixed tenth with its rows; write nothing")
     chosen = parser.parse_args()
     if chosen.tenth:
-        sys.exit(sum(differences(zoo, chosen.workers, chosen.limit) for zoo in chosen.zoos))
+        sys.exit(sum(differences(zoo, chosen.workers, chosen.limit) for zoo in chosen.zoos) > 0)
     for zoo in chosen.zoos:
         rows = read(zoo)
         names = [n for n in zoos()[zoo].names()[:: chosen.every] if not chosen.names or n in chosen.names]

@@ -127,6 +127,14 @@ INPUTS: dict[str, Any] = {
 # ------------------------------------------------------------------------------------------------------------- models
 
 _WAVE = {"conv_dim": [20] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+
+
+def _resnet(*stages: str) -> dict[str, Any]:
+    """A backbone that returns these stages."""
+    sizes = {"embedding_size": 16, "hidden_sizes": [24, 32, 40, 48], "depths": [1, 1, 1, 1]}
+    return {"class": "ResNetConfig", **sizes, "out_features": list(stages)}
+
+
 MODELS: dict[str, Tiny] = {
     # text, both directions
     "bert": Tiny("BertForSequenceClassification"),
@@ -490,13 +498,7 @@ MODELS: dict[str, Tiny] = {
         {
             "use_timm_backbone": False,
             "use_pretrained_backbone": False,
-            "backbone_config": {
-                "class": "ResNetConfig",
-                "embedding_size": 16,
-                "hidden_sizes": [24, 32, 40, 48],
-                "depths": [1, 1, 1, 1],
-                "out_features": ["stage4"],
-            },
+            "backbone_config": _resnet("stage4"),
         },
     ),
     "conditional_detr": Tiny(
@@ -505,13 +507,7 @@ MODELS: dict[str, Tiny] = {
         {
             "use_timm_backbone": False,
             "use_pretrained_backbone": False,
-            "backbone_config": {
-                "class": "ResNetConfig",
-                "embedding_size": 16,
-                "hidden_sizes": [24, 32, 40, 48],
-                "depths": [1, 1, 1, 1],
-                "out_features": ["stage4"],
-            },
+            "backbone_config": _resnet("stage4"),
         },
     ),
     "deformable_detr": Tiny(
@@ -521,13 +517,7 @@ MODELS: dict[str, Tiny] = {
             "use_timm_backbone": False,
             "use_pretrained_backbone": False,
             "d_model": 64,
-            "backbone_config": {
-                "class": "ResNetConfig",
-                "embedding_size": 16,
-                "hidden_sizes": [24, 32, 40, 48],
-                "depths": [1, 1, 1, 1],
-                "out_features": ["stage2", "stage3", "stage4"],
-            },
+            "backbone_config": _resnet("stage2", "stage3", "stage4"),
         },
     ),
     # images and text

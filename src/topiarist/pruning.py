@@ -37,7 +37,8 @@ class PruneResult:
     ``model`` is smaller for structures that shrink, and masked (see `topiarist.unmask`) for single weights. ``curve``
     has one row per pruning step: ``step``, the fractions `Plan.achieved` names, and what ``evaluate`` returned after
     recovery; ``history`` one row per training step: ``step`` (of pruning), ``batch``, ``loss``, ``lr``. ``excluded``
-    maps axes that could not be cut in this model to the reason.
+    maps axes that could not be cut in this model to the reason. ``loads_with`` says what reads the model once it is
+    saved, ``"from_pretrained"``, ``"load_state_dict"`` or ``"topiarist.load"``, and ``loads_with_reason`` why.
     """
 
     model: nn.Module

@@ -1,8 +1,8 @@
 """Run a model once and infer its axes: a dispatch mode sees every ATen call, and one rule per operator family speaks.
 
-The run is on fake tensors (shapes only), so its cost does not grow with width or FLOPs; where control flow depends on
-data it is repeated on real ones. Evaluation and training mode are both traced into the same axes. The caller's model
-is not touched: a structural copy that shares its parameters runs instead.
+The run is on meta tensors (shapes only), so its cost does not grow with width or FLOPs; where that fails it is repeated
+on fake tensors, which know their devices, and at last on real ones. Evaluation and training mode are both traced into
+the same axes. The caller's model is not touched: a structural copy that shares its parameters runs instead.
 """
 
 from __future__ import annotations

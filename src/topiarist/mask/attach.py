@@ -42,6 +42,7 @@ class _Masked:
 class _Attachment:
     plan: Plan
     tensors: dict[str, _Masked]
+    end: weakref.finalize[[], nn.Module]  # the hook goes with the last masked model
 
 
 _attached: weakref.WeakKeyDictionary[nn.Module, _Attachment] = weakref.WeakKeyDictionary()
@@ -79,8 +80,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
             tensors[name] = _Masked(parameter, owner, leaf, removed, parameter[removed].clone())
         for entry in tensors.values():
             entry.parameter.masked_fill_(entry.removed, 0)
-    _attached[model] = _Attachment(plan, tensors)
-    weakref.finalize(model, _drop_hook_if_idle)
+    _attached[model] = _Attachment(plan, tensors, weakref.finalize(model, _drop_hook_if_idle))
     if not _handles:
         _handles.append(register_optimizer_step_post_hook(_after_step))
     return model
@@ -95,6 +95,8 @@ def unmask(model: nn.Module, *, restore: bool = True) -> nn.Module:
         The same model.
     """
     attachment = _attached.pop(model, None)
+    if attachment is not None:
+        attachment.end.detach()
     if attachment is not None and restore:
         with torch.no_grad():
             for entry in attachment.tensors.values():

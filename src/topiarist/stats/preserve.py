@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from topiarist.graph.states import random_states_kept
 
 
 @contextmanager
@@ -34,14 +34,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
         (parameter, parameter.requires_grad, parameter.grad, None if parameter.grad is None else parameter.grad.clone())
         for parameter in model.parameters()
     ]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with random_states_kept(model):
             yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
         for module, mode in training.items():
             module.training = mode
         with torch.no_grad():
