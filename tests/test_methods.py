@@ -67,7 +67,7 @@ def test_magnitude_golden_values(scope, expected):
 
 
 def test_gradient_magnitude_golden_values():
-    """L = Σ y and x = (4, 1, 1): |w g| = |w x| = (0.4, 2, 3): the smallest weight, and here the smallest score, goes."""
+    """L = Σ y and x = (4, 1, 1): |w g| = |w x| = (0.4, 2, 3): the smallest score goes, here of the smallest weight."""
     net = nn.Linear(3, 1, bias=False)
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[0.1, 2.0, -3.0]]))
