@@ -95,6 +95,7 @@ class Trace:
         self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
         self.used: set[str] = set()
+        self.summed: dict[str, list[Axis]] = {}  # weight → axes of it that a product with activations sums over
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
         self.counting = True
@@ -172,7 +173,15 @@ class Trace:
         axis = self.unify(left.axes[a[1]], right.axes[b[1]], operator)
         if not (left.zero[a[1]] or right.zero[b[1]]):
             self.inexact(axis, operator)
+        self.sums(*a)
+        self.sums(*b)
         return axis
+
+    def sums(self, tensor: Tensor, dim: int) -> None:
+        """Note that a product sums over dimension ``dim`` of ``tensor``, which may be a weight."""
+        tracked = self[tensor]
+        if tracked.source is not None:
+            self.summed.setdefault(tracked.source, []).append(tracked.axes[dim])
 
     def cost(self, *axes: Axis, source: str | None) -> None:
         """Count multiply–accumulates: the product of the sizes of ``axes``."""

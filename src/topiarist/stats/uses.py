@@ -131,6 +131,9 @@ class Watch(TorchDispatchMode):
     def _product(self, rows: Tensor, matrix: Tensor, out: Tensor) -> None:
         """``rows @ matrix``, where the matrix may be a parameter: on the way back, the gradient of what it had."""
         found = self._parameter(matrix)
+        if found is None and matrix.dim() == 3 and len(matrix) == 1:  # einsum makes stacks of one of matrices
+            rows, matrix, out = rows[0], matrix[0], out[0]
+            found = self._parameter(matrix)
         if found is None:
             return
         name, in_dim = found

@@ -131,6 +131,7 @@ def _convolution(
         outer = kernel.axes[0]
     for a, b in ties:
         trace.unify(a, b, "convolution")
+    trace.sums(weight, 0 if transposed else 1)
     spatial = [
         axis if stays else trace.pinned([size], "it is a spatial extent", "spatial")[0]
         for axis, stays, size in zip(image, carried, tuple(out.shape)[-rank:], strict=True)
