@@ -24,9 +24,10 @@ from topiarist.plan import Budget, Plan, Slice, Units
 from topiarist.saliency import Saliency
 from topiarist.saliency.base import needs, score
 from topiarist.saliency.finite import check_finite
-from topiarist.stats import collect_gradients
+from topiarist.stats import PerParameter, Statistics, Subject, collect, start
 from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
+from topiarist.structure.channel import axis_units
 from topiarist.structure.step import by_axis, ranked
 
 Loss = Callable[[Any, Any], Tensor]
@@ -143,6 +144,7 @@ class Planner:
     structure: Structure
     keep: Sequence[str] = ()
     excluded: Mapping[str, str] = field(default_factory=dict)
+    example_inputs: Any = None
 
     @classmethod
     def of(
@@ -153,7 +155,8 @@ class Planner:
             raise InputError(
                 f"uniform={uniform!r} ties sizes, and {structure} leaves all as they are; try structure='channel'"
             )
-        return cls(model, trace(model, example_inputs, uniform), structure, keep)
+        axes = trace(model, example_inputs, uniform)
+        return cls(model, axes, structure, keep, example_inputs=example_inputs)
 
     @cached_property
     def units(self) -> tuple[Units, ...]:
@@ -169,9 +172,13 @@ class Planner:
         data: Iterable[Any] | None = None,
         loss: Loss | None = None,
         gone: Mapping[str, Tensor] | None = None,
+        stats: Statistics | None = None,
     ) -> Plan:
-        """Score the units, spread the budget, and say what goes; ``gone`` units stay removed."""
-        candidates = self.candidates(saliency, data, loss, gone or {})
+        """Score the units, spread the budget, and say what goes; ``gone`` units stay removed.
+
+        ``stats`` is what `collect` returned; without it that is done here.
+        """
+        candidates = self.candidates(saliency, data, loss, gone or {}, stats)
         wanted = () if budget is None else (budget.unit,)
         price = partial(self.price, units=candidates.units, wanted=wanted)
         removed, _ = allocations.fit(allocation, candidates, budget, price)
@@ -182,17 +189,24 @@ class Planner:
         return self.make(removed, candidates.units, requested, self.price(removed, candidates.units))
 
     def candidates(
-        self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None, gone: Mapping[str, Tensor]
+        self,
+        saliency: Saliency,
+        data: Iterable[Any] | None,
+        loss: Loss | None,
+        gone: Mapping[str, Tensor],
+        stats: Statistics | None = None,
     ) -> Candidates:
         """The units with their scores; ``gone`` maps axes or weights to what an earlier plan removed."""
-        parameters, gradients = parameters_of(self.model), self._gradients(saliency, data, loss)
-
+        parameters = parameters_of(self.model)
+        stats = self.collect(saliency, data, loss) if stats is None else stats
         scored_ones = self._parameters_of_units(parameters)
         check_finite(scored_ones, "weights")
-        check_finite({name: g for name, g in (gradients or {}).items() if name in scored_ones}, "gradients")
+        for need, found in stats.items():
+            if isinstance(found, PerParameter):
+                check_finite({name: v for name, v in found.values.items() if name in scored_ones}, str(need))
 
         def scored(units: Units) -> Tensor:
-            return score(saliency, slices(units, parameters, gradients), checked=True)
+            return score(saliency, slices(units, parameters, stats), checked=True)
 
         own, scores, lost = {u.name: u for u in self.units}, {}, dict(gone)
         for units in self.units:
@@ -203,18 +217,30 @@ class Planner:
         lost = {name: lost[name] for name in own if name in lost}
         return Candidates(tuple(own.values()), scores, lambda name: own_weight(own[name], parameters), lost)
 
-    def _parameters_of_units(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        axes = {name for units in self.units for name in (units.name, *(name for name, _ in units.step))}
-        members = [m for units in self.units for m in units.members]
-        members.extend(m for axis in self.axes.axes if axis.name in axes for m in axis.members)
-        return {m.tensor: parameters[m.tensor] for m in members if m.tensor in parameters}
+    def collect(self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None) -> Statistics:
+        """What the criterion needs beyond weights, each collected once and all in the same pass over ``data``.
 
-    def _gradients(self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None) -> dict[str, Tensor] | None:
-        if "gradients" not in needs(saliency):
-            return None
-        if data is None or loss is None:
-            raise InputError(f"{saliency} needs gradients: pass data=batches of (inputs, targets) and loss=function")
-        return collect_gradients(self.model, data, loss)
+        Raises:
+            InputError: the data or the loss that it takes is not there.
+        """
+        subject = Subject(self.model, self._scored_units(), self.axes, self.example_inputs)
+        stats = start(needs(saliency), subject)
+        for need, statistic in stats.items():
+            if statistic.reads == "loss" and (data is None or loss is None):
+                raise InputError(f"{saliency} needs {need}: pass data=batches of (inputs, targets) and loss=function")
+            if statistic.reads == "inputs" and data is None:
+                raise InputError(f"{saliency} needs {need}: pass data=batches of inputs")
+        collect(stats.values(), subject, data, loss)
+        return stats
+
+    def _scored_units(self) -> tuple[Units, ...]:
+        """What criteria are asked about: the units, or the indices of each axis where a unit takes several."""
+        axes = dict.fromkeys(name for units in self.units for name, _ in units.step)
+        return (*(u for u in self.units if not u.step), *(axis_units(self.axes[name]) for name in axes))
+
+    def _parameters_of_units(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        members = [m for units in self._scored_units() for m in units.members]
+        return {m.tensor: parameters[m.tensor] for m in members if m.tensor in parameters}
 
     def make(
         self,

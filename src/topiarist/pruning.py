@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from topiarist import recover as recoveries
 from topiarist import saliency as saliencies
@@ -19,13 +19,16 @@ from topiarist.allocation import Allocation
 from topiarist.errors import InputError, ShrinkError
 from topiarist.journal import Journal, Progress
 from topiarist.mask import mask, unmask
+from topiarist.mask.attach import reapply
 from topiarist.plan import Budget, Plan
 from topiarist.planning import Evaluate, Loss, Planner
 from topiarist.recover import Checkpoints, Recovery, RecoveryContext, TrainingRecipe
-from topiarist.saliency import Saliency
+from topiarist.saliency import Compensating, Saliency, check_finite
 from topiarist.schedule import Schedule
 from topiarist.shrink import Verification, shrink, verify
+from topiarist.stats import Statistics
 from topiarist.structure import Structure
+from topiarist.structure.base import parameters_of
 
 OnStep = Callable[[Mapping[str, float]], None]
 
@@ -168,10 +171,9 @@ class _Run:
             planner = replace(self.planner, model=work)
             target = budget and budget.with_removed(self.schedule(step / num_steps, budget.removed))
             gone = dict(progress.plan.removed) if progress.plan is not None else {}
-            plan = planner.plan(
-                self.saliency, self.allocation, target, data=self.context.data, loss=self.context.loss, gone=gone
-            )
-            mask(work, plan)
+            stats = planner.collect(self.saliency, self.context.data, self.context.loss)
+            plan = planner.plan(self.saliency, self.allocation, target, gone=gone, stats=stats)
+            self._cut(work, plan, stats)
             rows = self.recover(
                 work, replace(self.context, plan=plan, progress=self._training_progress(step, num_steps))
             )
@@ -187,6 +189,20 @@ class _Run:
             if self.on_step is not None:
                 self.on_step(row)
         return work, progress
+
+    def _cut(self, work: nn.Module, plan: Plan, stats: Statistics) -> None:
+        """Mask what goes; where the criterion makes up for it, change what stays."""
+        changed: Mapping[str, Tensor] = {}
+        if isinstance(self.saliency, Compensating):
+            with torch.no_grad():
+                changed = self.saliency.compensate(parameters_of(work), plan.masks(work), stats)
+            check_finite(changed, "compensated weights")
+        mask(work, plan)
+        parameters = parameters_of(work)
+        with torch.no_grad():
+            for name, values in changed.items():
+                parameters[name].copy_(values)
+        reapply(work)
 
     def _training_progress(self, step: int, num_steps: int) -> OnStep | None:
         on_step = self.on_step

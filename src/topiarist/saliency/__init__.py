@@ -1,6 +1,6 @@
 """The score of a unit: one formula and its paper per file. Low scores go first."""
 
-from topiarist.saliency.base import Saliency, Slices, needs, score
+from topiarist.saliency.base import Compensating, Saliency, Slices, needs, score
 from topiarist.saliency.finite import check_finite
 from topiarist.saliency.gradient import Gradient
 from topiarist.saliency.magnitude import Magnitude
@@ -8,6 +8,7 @@ from topiarist.saliency.random import Random
 from topiarist.saliency.words import resolve
 
 __all__ = [
+    "Compensating",
     "Gradient",
     "Magnitude",
     "Random",
