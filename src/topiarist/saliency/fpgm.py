@@ -75,4 +75,5 @@ def apart(filters: Tensor, distance: str) -> Tensor:
 
 
 def _l2(rows: Tensor) -> Tensor:
-    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    distances: Tensor = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances
