@@ -70,6 +70,7 @@ class Axes:
         self.graph = trace.graph
         self.costs = tuple(trace.costs)
         self.summed = {name: tuple(axes) for name, axes in trace.summed.items()}
+        self.biases = dict(trace.biases)
         self.tensors = dict(tensors)
         self.integers = dict(integers)
         self.unknown_operators = dict(trace.unknown)

@@ -96,6 +96,7 @@ class Trace:
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
         self.used: set[str] = set()
         self.summed: dict[str, list[Axis]] = {}  # weight → axes of it that a product with activations sums over
+        self.biases: dict[str, str] = {}  # weight → what is added to its outputs, one number each
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
         self.counting = True
@@ -182,6 +183,12 @@ class Trace:
         tracked = self[tensor]
         if tracked.source is not None:
             self.summed.setdefault(tracked.source, []).append(tracked.axes[dim])
+
+    def adds(self, weight: Tensor, bias: Tensor) -> None:
+        """Note that ``bias`` is added to each output of a product with ``weight``."""
+        names = self[weight].source, self[bias].source
+        if names[0] is not None and names[1] is not None and bias.dim() == 1:
+            self.biases[names[0]] = names[1]
 
     def cost(self, *axes: Axis, source: str | None) -> None:
         """Count multiply–accumulates: the product of the sizes of ``axes``."""

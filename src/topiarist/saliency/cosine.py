@@ -35,8 +35,6 @@ class Cosine:
         if not slices.weights:
             return torch.zeros(slices.units.num, dtype=torch.float64)
         filters = making(slices)
-        order = torch.argsort(torch.linalg.vector_norm(filters, dim=1), stable=True)
-        distance = apart(filters[order], "cosine")
-        scores = torch.empty(len(filters), dtype=torch.float64)
-        scores[order.cpu()] = in_order(pair_off(distance, torch.ones(len(filters))), len(filters))
-        return scores.to(filters.device)
+        norms = torch.linalg.vector_norm(filters, dim=1)
+        merges = pair_off(apart(filters, "cosine"), torch.ones(len(filters)), norms)
+        return in_order(merges, len(filters)).to(filters.device)

@@ -51,7 +51,7 @@ class GeometricMedian:
         first = torch.argsort(norms, stable=True)[: int(self.smallest * len(norms) + 0.5)]
         rest = torch.ones(len(norms), dtype=torch.bool, device=norms.device)
         rest[first] = False
-        scores = norms / norms.max().clamp(min=torch.finfo(norms.dtype).tiny) / 2 - 1
+        scores: Tensor = norms / norms.max().clamp(min=torch.finfo(norms.dtype).tiny) / 2 - 1
         scores[rest] = apart(filters[rest], self.distance).sum(1)
         return scores
 

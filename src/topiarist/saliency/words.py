@@ -8,11 +8,13 @@ from topiarist.errors import InputError, nearest
 from topiarist.saliency.activation import Activation
 from topiarist.saliency.apoz import APoZ
 from topiarist.saliency.base import Saliency
+from topiarist.saliency.correlated import Correlated
 from topiarist.saliency.cosine import Cosine
 from topiarist.saliency.fpgm import GeometricMedian
 from topiarist.saliency.gradient import Gradient
 from topiarist.saliency.magnitude import Magnitude
 from topiarist.saliency.random import Random
+from topiarist.saliency.similar import Similar
 
 _WORDS: dict[str, Callable[[], Saliency]] = {
     "l1": lambda: Magnitude(p=1),
@@ -23,8 +25,10 @@ _WORDS: dict[str, Callable[[], Saliency]] = {
     "activation-mean": lambda: Activation("mean"),
     "activation-variance": lambda: Activation("variance"),
     "apoz": APoZ,
+    "correlation": Correlated,
     "cosine": Cosine,
     "fpgm": GeometricMedian,
+    "similar": Similar,
 }
 
 
