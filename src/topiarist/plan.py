@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -104,12 +104,15 @@ class Member:
 
     ``dim`` is the tensor dimension that the units index, ``unit`` maps each position along it to a unit
     (int64 of shape ``(size of dim,)``, −1 where no unit of this set lives). ``dim`` is ``None`` where every single
-    entry is a unit of its own, in row-major order.
+    entry is a unit of its own, in row-major order. ``side`` is ``"in"`` where activations are multiplied by the tensor
+    and summed over ``dim``: the tensor consumes the units; ``"out"`` where they are summed over another dimension: the
+    tensor makes the units; ``""`` where neither: biases, norms, tables.
     """
 
     tensor: str
     dim: int | None = None
     unit: Tensor | None = None
+    side: Literal["in", "out", ""] = ""
 
 
 @dataclass(frozen=True, eq=False)

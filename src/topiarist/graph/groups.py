@@ -69,6 +69,8 @@ class Axes:
     ) -> None:
         self.graph = trace.graph
         self.costs = tuple(trace.costs)
+        self.summed = {name: tuple(axes) for name, axes in trace.summed.items()}
+        self.biases = dict(trace.biases)
         self.tensors = dict(tensors)
         self.integers = dict(integers)
         self.unknown_operators = dict(trace.unknown)
@@ -281,7 +283,9 @@ class Axes:
         for name, info in ranked:
             for dim, axis in enumerate(info.axes):
                 for leaf in dict.fromkeys(self.graph.leaves(axis)) if info.tied_to is None else ():
-                    members[leaf].extend(Member(name, dim, unit) for unit in self.graph.occurrences(axis, leaf))
+                    members[leaf].extend(
+                        Member(name, dim, unit, self.side(name, dim)) for unit in self.graph.occurrences(axis, leaf)
+                    )
         for leaf, name in names.items():
             if leaf is self.graph.one or not any(self.tensors[m.tensor].kind == "parameter" for m in members[leaf]):
                 continue
@@ -292,6 +296,16 @@ class Axes:
                 tuple((names[other], num) for other, num in step_of.get(leaf, {}).items() if other in names),
                 minimum.get(leaf, 1),
             )  # fmt: skip
+
+    def side(self, name: str, dim: int) -> Literal["in", "out", ""]:
+        """What dimension ``dim`` of a tensor is to the products it takes part in; see `topiarist.plan.Member`."""
+        if name not in self.summed:
+            return ""
+        axes, summed = self.tensors[name].axes, self.summed[name]
+        if any(axis in summed for axis in axes):  # told apart by identity: both sides of a weight may be one axis
+            return "in" if axes[dim] in summed else "out"
+        roots = {self.graph.find(axis) for axis in summed}
+        return "in" if self.graph.find(axes[dim]) in roots else "out"
 
     def weights(self) -> list[str]:
         """The parameters that multiply activations: weights of linear maps and convolutions, whatever their layer."""

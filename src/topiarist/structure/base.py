@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ class Structure(Protocol):
 
 def slices(units: Units, tensors: Mapping[str, Tensor], statistics: Statistics | None = None) -> Slices:
     """Cut the parameters of one set of units, and what was collected about them, into units."""
-    return Slices(units, rows_of(units, tensors), {need: s.of(units) for need, s in (statistics or {}).items()})
+    there = replace(units, members=tuple(m for m in units.members if m.tensor in tensors))  # one for each weight
+    return Slices(there, rows_of(units, tensors), {need: s.of(units) for need, s in (statistics or {}).items()})
 
 
 def own_weight(units: Units, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ def _mm(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
 @rule(aten.addmm)
 def _addmm(trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
     _mm(trace, out, a, b)
+    trace.adds(b, bias)
     pointwise(trace, out, (out, bias), "addmm", "all")
 
 
@@ -103,6 +104,7 @@ def _linear(trace: Trace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor |
     trace.cost(*left.axes[:-1], k, right.axes[0], source=right.source)
     trace.put(out, (*left.axes[:-1], right.axes[0]), (*left.zero[:-1], right.zero[0]))
     if bias is not None:
+        trace.adds(weight, bias)
         pointwise(trace, out, (out, bias), "linear", "all")
 
 
@@ -131,6 +133,7 @@ def _convolution(
         outer = kernel.axes[0]
     for a, b in ties:
         trace.unify(a, b, "convolution")
+    trace.sums(weight, 0 if transposed else 1)
     spatial = [
         axis if stays else trace.pinned([size], "it is a spatial extent", "spatial")[0]
         for axis, stays, size in zip(image, carried, tuple(out.shape)[-rank:], strict=True)
@@ -142,6 +145,7 @@ def _convolution(
     zeros = [stays and z and bias is None for stays, z in zip(carried, tracked.zero[-rank:], strict=True)]
     trace.put(out, (*batch, outer, *spatial), (*tracked.zero[: len(batch)], zero, *zeros))
     if bias is not None:
+        trace.adds(weight, bias)
         trace.unify(outer, trace[bias].axes[0], "convolution")
 
 

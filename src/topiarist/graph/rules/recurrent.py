@@ -128,8 +128,10 @@ def _direction(
         trace.unify(axis, trace[tensor].axes[1], "a recurrent layer")
         if not (zero or trace[tensor].zero[1]):
             trace.inexact(axis, "a recurrent layer")
+        trace.sums(tensor, 1)
         trace.cost(*steps, *trace[tensor].axes, source=trace[tensor].source)
     if projection is not None:
+        trace.sums(projection, 1)
         trace.cost(*steps, *trace[projection].axes, source=trace[projection].source)
     for state, axis in zip(layers.states, (returned, hidden), strict=False):
         trace.unify(trace[state].axes[2], axis, "a recurrent layer")
