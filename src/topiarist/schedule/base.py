@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from topiarist.errors import InputError
@@ -57,11 +58,13 @@ def _check_range(fractions: list[float], final: float) -> None:
 
 
 def _check_rise(fractions: list[float], final: float) -> None:
-    for step, (before, fraction) in enumerate(zip(fractions, fractions[1:], strict=False), 1):
+    for step, (before, fraction) in enumerate(itertools.pairwise(fractions), 1):
         if not fraction >= before - _CLOSE:
             raise InputError(
                 f"the schedule must not fall, it gives {before!r} and then {fraction!r} at progress {step / _PROBES}; "
                 "one that may gives itself the attribute may_fall = True"
             )
     if not abs(fractions[-1] - final) <= _CLOSE:
-        raise InputError(f"the schedule must reach the final fraction, {final}, at progress 1, it gives {fractions[-1]!r}")
+        raise InputError(
+            f"the schedule must reach the final fraction, {final}, at progress 1, it gives {fractions[-1]!r}"
+        )

@@ -29,7 +29,9 @@ class OneCycle:
 
     def __post_init__(self) -> None:
         if not (0 < self.alpha < math.inf and math.isfinite(self.beta)):
-            raise InputError(f"one-cycle needs alpha above 0 and finite numbers, got alpha={self.alpha}, beta={self.beta}")
+            raise InputError(
+                f"one-cycle needs alpha above 0 and finite numbers, got alpha={self.alpha}, beta={self.beta}"
+            )
 
     def __call__(self, progress: float, final: float) -> float:
         """The fraction removed at ``progress``."""

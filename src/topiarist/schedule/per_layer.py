@@ -17,8 +17,8 @@ class PerLayer:
     """s_l(t) = schedule_l(t, s_l,f): the allocation says what goes of each layer in the end, its schedule when.
 
     A key is an fnmatch pattern over layer names (``"features.*"``) and units' names (``"fc1.weight"``), or the class
-    name of a module (``"Linear"``); the first key that fits decides, in the order of the dict. Every layer needs one. A plain
-    dict of words or functions is turned into this wherever a schedule is asked for.
+    name of a module (``"Linear"``); the first key that fits decides, in the order of the dict. Every layer needs one.
+    A plain dict of words or functions is turned into this wherever a schedule is asked for.
 
     Raises:
         InputError: a value is no schedule; when asked, a key fits nothing, or a layer has no schedule.

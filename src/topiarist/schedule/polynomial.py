@@ -28,7 +28,9 @@ class Polynomial:
 
     def __post_init__(self) -> None:
         if not (self.power > 0 and math.isfinite(self.power)):
-            raise InputError(f"the power of a polynomial schedule must be finite and above 0, got {self.power!r}; try 3")
+            raise InputError(
+                f"the power of a polynomial schedule must be finite and above 0, got {self.power!r}; try 3"
+            )
 
     def __call__(self, progress: float, final: float) -> float:
         """The fraction removed at ``progress``."""

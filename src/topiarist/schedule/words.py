@@ -56,5 +56,7 @@ def resolve(schedule: str | Schedule | Mapping[str, str | Schedule] | PerLayer) 
             raise InputError(f"no schedule is called {schedule!r} ({nearest(schedule, _WORDS)})")
         return _WORDS[schedule]
     if isinstance(schedule, type) or not callable(schedule):
-        raise InputError(f"a schedule is a word of {[*_WORDS]}, a function (progress, final) or a dict, got {schedule!r}")
+        raise InputError(
+            f"a schedule is a word of {[*_WORDS]}, a function (progress, final) or a dict, got {schedule!r}"
+        )
     return tried(schedule)
