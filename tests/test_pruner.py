@@ -14,9 +14,9 @@ import torch._dynamo.testing
 from torch import nn
 
 import topiarist
-from topiarist import Budget, Pruner, mask, unmask
+from topiarist import Budget, Pruner
 from topiarist.errors import FormatError, InputError
-from topiarist.mask import active_plan, attach
+from topiarist.mask import active_plan, attach, mask, unmask
 from topiarist.mask.soft import zero_once
 from topiarist.schedule import DenseSparseDense, Window, cubic, linear, one_shot
 
