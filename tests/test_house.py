@@ -25,7 +25,7 @@ ROOMS = """
     errors plan inputs outputs data models
     graph stats saliency structure allocation schedule
     mask shrink recover io measure
-    planning journal pruning methods report testing
+    planning journal pruning pruner methods report testing
     cli
 """
 PIPELINE = ROOMS.split()

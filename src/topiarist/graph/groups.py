@@ -78,6 +78,7 @@ class Axes:
         self.training_error = training_error
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()
+        self._reads, self._carries = dict(trace.reads), dict(trace.carries)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.modules = {name: type(module).__name__ for name, module in model.named_modules()}
         self.depths = _depths(list(trace.order), list(self.modules))
@@ -107,6 +108,26 @@ class Axes:
         own = self[name].inexact
         others = (f"{n} shrinks with it, and {self[n].inexact[0]}" for n, _ in self[name].step if self[n].inexact)
         return str(own[0]) if own else next(others, "")
+
+    def readers(self, name: str) -> list[Member]:
+        """Where the model sums over an axis: the members of weights that multiply it away, input channels as a rule.
+
+        None where activations are summed over it as well, as queries times keys are: then no weights say it all.
+        """
+        if "met" in self[name].leaf.roles:
+            return []
+        return [m for m in self[name].members if self._takes(self._reads, m, self[name].leaf)]
+
+    def makers(self, name: str) -> list[Member]:
+        """Where the model makes an axis out of others: members of weights, output channels as a rule."""
+        weights = {*self.weights(), *self._reads}
+        others = (m for m in self[name].members if m.tensor in weights)
+        roles = (self._reads, self._carries)
+        return [m for m in others if not any(self._takes(role, m, self[name].leaf) for role in roles)]
+
+    def _takes(self, role: Mapping[str, Mapping[int, Axis]], member: Member, leaf: Axis) -> bool:
+        taken = role.get(member.tensor, {}).get(-1 if member.dim is None else member.dim)
+        return taken is not None and leaf in self.graph.leaves(taken)
 
     def summary(self) -> str:
         """A table of every axis; see `topiarist.graph.explain.summary`."""
