@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from topiarist.allocation.sensitivity import Sensitivity, SensitivityTable
+from topiarist import allocation as allocations
+from topiarist.allocation.sensitivity import SensitivityTable
 from topiarist.cli import recipe as recipes
 from topiarist.cli.console import Stage, Stages, resumable
 from topiarist.cli.files import write_text
@@ -137,7 +138,7 @@ def prune(run: Run) -> RunRecord:
     task = run.task
     checkpoints = Checkpoints(run.folder / _CHECKPOINTS, _rewound_to(task))
     dense, rows = run.dense(checkpoints)
-    table = run.table(dense) if task.recipe.allocation == "sensitivity" else None
+    table = run.table(dense) if allocations.needs_table(task.recipe.allocation) else None
     stage = run.stages.stage("prune")
     result = pruned(task, dense, stage, table=table, checkpoints=checkpoints, folder=run.folder / _STEPS)
     save(result.model, run.folder / MODEL, plan=result.plan)
@@ -161,7 +162,7 @@ def pruned(
     return prune_model(
         dense,
         task.example_inputs,
-        allocation=task.recipe.allocation if table is None else Sensitivity(table),
+        allocation=allocations.resolve(task.recipe.allocation, table),
         recover=task.recovery,
         data=task.data.train,
         loss=task.loss,
