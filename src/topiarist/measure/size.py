@@ -30,6 +30,7 @@ def bytes_stored(model: nn.Module) -> int:
     What else a file holds, names, shapes and attributes, is not counted.
 
     Example:
+        >>> import torch
         >>> layer = nn.Linear(100, 100)
         >>> _ = torch.nn.init.zeros_(layer.weight)
         >>> bytes_stored(layer)  # a bit per weight, and biases of four bytes
@@ -42,6 +43,7 @@ class StoredSize:
     """What `bytes_stored` is for a model some of whose weights are removed, without removing them.
 
     Example:
+        >>> import torch
         >>> layer = nn.Linear(100, 100)
         >>> StoredSize(layer).with_removed({"weight": torch.ones(10_000, dtype=torch.bool)})
         1650
@@ -86,6 +88,7 @@ def bytes_on_disk(model: nn.Module) -> int:
         InputError: the model cannot be saved.
 
     Example:
+        >>> import torch
         >>> dense, zeros = nn.Linear(100, 100), nn.Linear(100, 100)
         >>> _ = torch.nn.init.zeros_(zeros.weight)
         >>> bytes_on_disk(zeros) < 0.2 * bytes_on_disk(dense)
