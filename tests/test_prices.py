@@ -98,8 +98,8 @@ class Net(nn.Module):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 2, 3]), st.booleans(), st.sampled_from(["weight", "channel"]),
-    st.floats(0, 1),
+    st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 2, 3]), st.booleans(),
+    st.sampled_from(["weight", "channel"]), st.floats(0, 1),
 )  # fmt: skip
 def test_prices_of_random_networks_are_the_bills(a, b, groups, bias, structure, fraction):
     check(without_zeros(Net(a, b, groups, bias)), torch.zeros(2, 2, 5, 5), structure, lowest_of(fraction))

@@ -91,10 +91,7 @@ class _Search:
         prices, unit = dict(self.price(removed)), self.budget.unit
         if unit not in prices:
             raise InputError(f"nothing prices {unit} here ({nearest(unit, prices)})")
-        value = prices[unit]
-        if unit == "sparsity":
-            return _Point(removed, prices, value)
-        return _Point(removed, prices, 1 - 1 / value if unit == "compression" else 1 - value)
+        return _Point(removed, prices, self.budget.removed_at(prices[unit]))
 
     def enough(self, point: _Point) -> bool:
         return point.fraction >= self.budget.removed - _CLOSE

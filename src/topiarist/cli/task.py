@@ -134,6 +134,17 @@ class Task:
         return {"budget": budget, "schedule": schedule, "steps": r.steps, "min_units": r.min_units}
 
     @property
+    def method_options(self) -> dict[str, Any]:
+        """What the method is told beyond data and loss."""
+        r = self.recipe
+        options = {key: _object(value) if isinstance(value, str) else value for key, value in r.method_options.items()}
+        if "recover" in options:
+            options["recover"] = self.recovery
+        told = {"keep": r.keep, "uniform": r.uniform, "round_to": r.round_to}
+        options.update({key: value for key, value in told.items() if value})
+        return {"budget": self.amount["budget"], **options}
+
+    @property
     def grid(self) -> tuple[float, ...]:
         """The ratios of a sensitivity scan."""
         return self.recipe.grid or GRID
@@ -145,6 +156,9 @@ class Task:
             TopiaristError: an option does not fit the network or the data, or the budget cannot be reached.
         """
         r = self.recipe
+        if r.method is not None:
+            _ = self.method_options, self.training
+            return
         budget = self.amount["budget"]
         allocation = r.allocation
         if needs_table(allocation):  # the table takes its time: what needs none is checked
