@@ -17,6 +17,7 @@ from topiarist import schedule as schedules
 from topiarist import structure as structures
 from topiarist.allocation import Allocation, Candidates, fit
 from topiarist.allocation.base import share
+from topiarist.allocation.least import MinUnits
 from topiarist.errors import InputError, ShrinkError
 from topiarist.journal import Journal, Progress
 from topiarist.mask import mask, unmask
@@ -70,6 +71,7 @@ def prune(
     loss: Loss | None = None,
     evaluate: Evaluate | None = None,
     keep: Sequence[str] = (),
+    min_units: MinUnits | None = None,
     round_to: int | Literal["auto"] | None = None,
     uniform: str | None = None,
     recipe: TrainingRecipe | None = None,
@@ -109,7 +111,8 @@ def prune(
         (4, True)
     """
     planner = sound_planner(
-        Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform), example_inputs
+        Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform, min_units),
+        example_inputs,
     )
     criterion = saliencies.resolve(saliency)
     run = _Run(
@@ -161,6 +164,7 @@ class _Run:
             "budget": repr(budget),
             "keep": list(self.planner.keep),
             "num_steps": num_steps,
+            **({} if self.planner.min_units is None else {"min_units": repr(self.planner.min_units)}),
             **({} if self.planner.axes.blueprint is None else {"uniform": self.planner.axes.blueprint.name}),
         }
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
+from topiarist.allocation import takes_budget
 from topiarist.cli.files import write_text
 from topiarist.errors import InputError, nearest
 from topiarist.methods import resolve
@@ -50,6 +51,8 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Numbers = Annotated[tuple[FiniteFloat, ...], BeforeValidator(_words)]
 Settings = Annotated[dict[str, Any], BeforeValidator(_settings)]
 Allocation = Annotated[str | dict[str, FiniteFloat], BeforeValidator(_amounts)]
+Least = Annotated[int | FiniteFloat, Field(ge=0)]
+Minimum = Annotated[Least | dict[str, Least], BeforeValidator(_amounts)]
 Whole = Annotated[int, Field(ge=0)]
 Counting = Annotated[int, Field(ge=1)]
 Amount = Annotated[FiniteFloat, Field(ge=0)]
@@ -95,7 +98,9 @@ class Recipe(BaseModel):
     structure: str = Field("weight", description="what one unit is: 'weight', 'channel' or 'head'")
     saliency: str = Field("l2", description="'l1', 'l2', 'gradient', 'random' or package.module:function")
     allocation: Allocation = Field(
-        "global", description="'global', 'uniform', 'sensitivity' or ratios by name or type: conv*=0.5,Linear=0.9"
+        "global",
+        description="a word, 'global', 'uniform', 'lamp', 'erk', 'knapsack:macs', 'sensitivity', 'threshold:0.5', …, "
+        "or ratios by name or type: conv*=0.5,Linear=0.9",
     )
     sparsity: float | None = Field(None, description="budget: the fraction of units removed; 0.9 for weights")
     compression: float | None = Field(None, description="budget: original / remaining parameters")
@@ -105,6 +110,9 @@ class Recipe(BaseModel):
     params: float | None = Field(None, description="budget: the fraction of parameters that remains")
     bytes: float | None = Field(None, description="budget: the fraction of bytes that remains")
     keep: Words = Field((), description="patterns of modules whose outputs stay whole: head.*,stem")
+    min_units: Minimum | None = Field(
+        None, description="units that stay at least of each set: a number, a fraction (0.1), or either by name or type"
+    )
     round_to: Counting | Literal["auto"] | None = Field(
         None, description="leave a multiple of this many channels of every axis that is cut: 8, 16, 'auto' by device"
     )
@@ -204,7 +212,8 @@ def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"epochs": 0 if "weights" in given else 10}
     if "model" not in given:
         found["arch"] = "my"
-    if not given & set(_BUDGETS) and isinstance(_amounts(options.get("allocation", "global")), str):
+    allocation = _amounts(options.get("allocation", "global"))
+    if not given & set(_BUDGETS) and isinstance(allocation, str) and takes_budget(allocation):
         by_default = "weight" if options.get("method") is None else resolve(str(options["method"])).structure
         found.update({"sparsity": 0.9} if options.get("structure", by_default) == "weight" else {"macs": 0.5})
     return found

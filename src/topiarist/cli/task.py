@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from topiarist import models
-from topiarist.allocation.sensitivity import GRID
+from topiarist.allocation import needs_table
+from topiarist.allocation import resolve as allocation_of
+from topiarist.allocation.base import needs_budget
+from topiarist.allocation.sensitivity import GRID, SensitivityTable
 from topiarist.cli.console import Stages
 from topiarist.cli.recipe import Recipe
 from topiarist.data import Data, first_batch, import_object, load_data
@@ -127,7 +130,8 @@ class Task:
         """How much goes, and when."""
         r = self.recipe
         budget = Budget(**r.budget) if r.budget else None
-        return {"budget": budget, "schedule": schedule_of(_object(r.schedule)), "steps": r.steps}
+        schedule = schedule_of(_object(r.schedule))
+        return {"budget": budget, "schedule": schedule, "steps": r.steps, "min_units": r.min_units}
 
     @property
     def method_options(self) -> dict[str, Any]:
@@ -155,8 +159,13 @@ class Task:
         if r.method is not None:
             _ = self.method_options, self.training
             return
-        allocation = "uniform" if r.allocation == "sensitivity" else r.allocation
-        options = {**self.choice, "saliency": "l2", "budget": self.amount["budget"]}
+        budget = self.amount["budget"]
+        allocation = r.allocation
+        if needs_table(allocation):  # the table takes its time: what needs none is checked
+            with_table = allocation_of(allocation, SensitivityTable(0.0, 0.0))
+            allocation = "uniform" if needs_budget(with_table) else {}
+        least = self.amount["min_units"]
+        options = {**self.choice, "saliency": "l2", "budget": budget, "min_units": least}
         _ = self.recovery, self.training
         plan(self.model, self.example_inputs, allocation=allocation, **options)
 

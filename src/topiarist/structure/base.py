@@ -37,9 +37,9 @@ def slices(units: Units, tensors: Mapping[str, Tensor], statistics: Statistics |
 
 
 def own_weight(units: Units, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The flattened weight that the units are named after, for thresholds in units of its spread."""
+    """The weight that the units are named after, for rules that go by its spread or shape."""
     name = units.name.partition(":")[0]
-    return tensors[name].detach().flatten()
+    return tensors[name].detach()
 
 
 def require_some(units: list[Units], what: str, axes: Axes) -> list[Units]:
