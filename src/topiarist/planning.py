@@ -27,7 +27,9 @@ from topiarist.saliency.finite import check_finite
 from topiarist.stats import collect_gradients
 from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
+from topiarist.structure.entries import zeroed
 from topiarist.structure.step import by_axis, ranked
+from topiarist.structure.words import word_of
 
 Loss = Callable[[Any, Any], Tensor]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -174,7 +176,10 @@ class Planner:
         candidates = self.candidates(saliency, data, loss, gone or {})
         wanted = () if budget is None else (budget.unit,)
         price = partial(self.price, units=candidates.units, wanted=wanted)
-        removed, _ = allocations.fit(allocation, candidates, budget, price)
+        if budget is None and getattr(self.structure, "names_amount", False):
+            removed = dict(allocation(candidates, 1.0))
+        else:
+            removed, _ = allocations.fit(allocation, candidates, budget, price)
         requested = {} if budget is None else {budget.unit: budget.value}
         missed = self.axes.undescribed(by_axis(candidates.units, removed, self.axes))
         if missed is not None:
@@ -201,7 +206,15 @@ class Planner:
             else:
                 scores[units.name] = scored(units)
         lost = {name: lost[name] for name in own if name in lost}
-        return Candidates(tuple(own.values()), scores, lambda name: own_weight(own[name], parameters), lost)
+        stay = self._protected(tuple(own.values()), scores, lost)
+        return Candidates(tuple(own.values()), scores, lambda name: own_weight(own[name], parameters), lost, stay)
+
+    def _protected(
+        self, units: Sequence[Units], scores: Mapping[str, Tensor], gone: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Which units the structure holds back, whatever the budget."""
+        protected = getattr(self.structure, "protected", None)
+        return {} if protected is None else protected(self.axes, units, scores, gone)
 
     def _parameters_of_units(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         axes = {name for units in self.units for name in (units.name, *(name for name, _ in units.step))}
@@ -225,9 +238,10 @@ class Planner:
     ) -> Plan:
         """The plan that removes exactly these units, ``units`` as `candidates` ranked them."""
         removed = by_axis(self.units if units is None else units, removed, self.axes)
-        name = type(self.structure).__name__.lower()
+        name = word_of(self.structure)
         if not self.structure.is_physical:
-            return Plan(name, removed, requested=requested or {}, achieved=achieved or {})
+            entries = {} if name == "weight" else zeroed(self.units, removed)
+            return Plan(name, removed, requested=requested or {}, achieved=achieved or {}, zeroed=entries)
         attributes, broken = self.axes.attributes(removed)
         if broken:
             places = ", ".join(sorted({c.where for c in broken}))
@@ -288,8 +302,8 @@ class Planner:
     ) -> dict[str, float]:
         """What a removal leaves, in every unit of `Budget` that is ``wanted``: exact counts of the model that results.
 
-        For weights, ``params`` and ``compression`` count non-zeros, ``macs`` those with non-zero weights
-        (Blalock et al. 2020), ``bytes`` the sparse storage of `topiarist.save`.
+        For structures that zero entries, ``params`` and ``compression`` count non-zeros, ``macs`` those with non-zero
+        weights (Blalock et al. 2020), ``bytes`` the sparse storage of `topiarist.save`.
         """
         found: dict[str, float] = {}
         left: Mapping[str, Callable[[], float]] = {}
@@ -322,10 +336,10 @@ class Planner:
         }
 
     def _sparse(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
-        """The same of what is not zero after single weights are gone."""
+        """The same of what is not zero after entries are gone."""
         params, size = self._whole["params"], self._whole["bytes"]
         density: dict[str, float] = {}
-        for name, gone in removed.items():
+        for name, gone in zeroed(self.units, removed).items():
             num, less = gone.numel(), int(gone.count_nonzero())
             itemsize = self.axes.tensors[name].itemsize
             density[name] = 1 - less / num

@@ -49,7 +49,7 @@ class Global:
         return candidates.lowest_of_all(share(level, candidates.num_units), self._comparable(candidates))
 
     def _comparable(self, candidates: Candidates) -> dict[str, Tensor]:
-        single = all(member.dim is None for units in candidates.units for member in units.members)
+        single = all(m.dim is None and m.unit is None for units in candidates.units for m in units.members)
         if self.normalize == "none" or (self.normalize == "auto" and single):
             return {units.name: candidates.scores[units.name] for units in candidates.units}
         return {units.name: _over_mean(candidates, units.name) for units in candidates.units}

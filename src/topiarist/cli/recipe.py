@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 
 from topiarist.cli.files import write_text
 from topiarist.errors import InputError, nearest
+from topiarist.structure.words import named
 
 FILE = "recipe.yaml"
 
@@ -77,7 +78,9 @@ class Recipe(BaseModel):
     threads: Counting | None = Field(None, description="threads that torch computes with; its own choice unless given")
     device: str = Field("cpu", description="where to compute: cpu, cuda, cuda:1, …")
 
-    structure: str = Field("weight", description="what one unit is: 'weight', 'channel' or 'head'")
+    structure: str = Field(
+        "weight", description="what one unit is: 'weight', '2:4', 'block:4x4', 'kernel', 'channel', 'head', …"
+    )
     saliency: str = Field("l2", description="'l1', 'l2', 'gradient', 'random' or package.module:function")
     allocation: Allocation = Field(
         "global", description="'global', 'uniform', 'sensitivity' or ratios by name or type: conv*=0.5,Linear=0.9"
@@ -180,8 +183,15 @@ def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     if "model" not in given:
         found["arch"] = "my"
     if not given & set(_BUDGETS) and isinstance(_amounts(options.get("allocation", "global")), str):
-        found.update({"sparsity": 0.9} if options.get("structure", "weight") == "weight" else {"macs": 0.5})
+        found.update(_default_budget(str(options.get("structure", "weight"))))
     return found
+
+
+def _default_budget(structure: str) -> dict[str, float]:
+    """The budget where none is given; none where the structure itself says how much goes."""
+    if structure == "weight":
+        return {"sparsity": 0.9}
+    return {} if getattr(named(structure), "names_amount", False) else {"macs": 0.5}
 
 
 def _load(path: Path) -> dict[str, Any]:
