@@ -32,8 +32,10 @@ from topiarist.stats import PerParameter, Statistics, Subject, collect, start
 from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
 from topiarist.structure.channel import axis_units
+from topiarist.structure.entries import zeroed
 from topiarist.structure.role import roles
 from topiarist.structure.step import by_axis, ranked
+from topiarist.structure.words import word_of
 
 Loss = Callable[[Any, Any], Tensor]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -198,7 +200,10 @@ class Planner:
         candidates = self.candidates(saliency, data, loss, gone or {}, stats)
         wanted = () if budget is None else (budget.unit,)
         price = partial(self.price, units=candidates.units, wanted=wanted)
-        removed, _ = allocations.fit(allocation, candidates, budget, price)
+        if budget is None and getattr(self.structure, "names_amount", False):
+            removed = dict(allocation(candidates, 1.0))
+        else:
+            removed, _ = allocations.fit(allocation, candidates, budget, price)
         requested = {} if budget is None else {budget.unit: budget.value}
         missed = self.axes.undescribed(by_axis(candidates.units, removed, self.axes))
         if missed is not None:
@@ -237,9 +242,17 @@ class Planner:
             scores,
             lambda name: own_weight(own[name], parameters),
             lost,
+            self._protected(tuple(own.values()), scores, lost),
             roles(self.axes, self.units, parameters),
             {unit: self._cost(unit, tuple(own.values())) for unit in ("params", "macs", "bytes")},
         )
+
+    def _protected(
+        self, units: Sequence[Units], scores: Mapping[str, Tensor], gone: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Which units the structure holds back, whatever the budget."""
+        protected = getattr(self.structure, "protected", None)
+        return {} if protected is None else protected(self.axes, units, scores, gone)
 
     def _cost(self, unit: str, units: Sequence[Units]) -> Cost:
         """What the model costs in ``unit`` with given numbers of the units, which of them does not matter."""
@@ -284,9 +297,10 @@ class Planner:
     ) -> Plan:
         """The plan that removes exactly these units, ``units`` as `candidates` ranked them."""
         removed = by_axis(self.units if units is None else units, removed, self.axes)
-        name = type(self.structure).__name__.lower()
+        name = word_of(self.structure)
         if not self.structure.is_physical:
-            return Plan(name, removed, requested=requested or {}, achieved=achieved or {})
+            entries = {} if name == "weight" else zeroed(self.units, removed)
+            return Plan(name, removed, requested=requested or {}, achieved=achieved or {}, zeroed=entries)
         attributes, broken = self.axes.attributes(removed)
         if broken:
             places = ", ".join(sorted({c.where for c in broken}))
@@ -347,9 +361,9 @@ class Planner:
     ) -> dict[str, float]:
         """What a removal leaves, in every unit of `Budget` that is ``wanted``: exact counts of the model that results.
 
-        For weights, ``params`` and ``compression`` count what is not removed, ``macs`` the products with it (Blalock et
-        al. 2020), ``bytes`` what `topiarist.save` stores of tensors; for structures that shrink, ``bytes`` are those of
-        parameters and buffers.
+        Where entries are zeroed, ``params`` and ``compression`` count what is not removed, ``macs`` the products
+        with it (Blalock et al. 2020), ``bytes`` what `topiarist.save` stores of tensors; for structures that shrink,
+        ``bytes`` are those of parameters and buffers.
         """
         found: dict[str, float] = {}
         left: Mapping[str, Callable[[], float]] = {}
@@ -383,15 +397,16 @@ class Planner:
         }
 
     def _sparse(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
-        """The same of what is not zero after single weights are gone."""
-        less = {name: int(gone.count_nonzero()) for name, gone in removed.items()}
+        """The same of what is not zero after entries are gone."""
+        entries = zeroed(self.units, removed)
+        less = {name: int(gone.count_nonzero()) for name, gone in entries.items()}
         products = self._macs_by_tensor
         return {
             "params": lambda: self.axes.num_params() - sum(less.values()),
             "macs": lambda: (
-                self.axes.num_macs() - sum(products.get(n, 0) * k / removed[n].numel() for n, k in less.items())
+                self.axes.num_macs() - sum(products.get(n, 0) * k / entries[n].numel() for n, k in less.items())
             ),
-            "bytes": lambda: self._stored.with_removed(removed),
+            "bytes": lambda: self._stored.with_removed(entries),
         }
 
     @cached_property

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from topiarist.errors import InputError, nearest
 from topiarist.graph.axis import Axis
 from topiarist.graph.blueprint import Blueprint
+from topiarist.graph.matrix import Matrix
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.sizes import Constraint, text
 from topiarist.graph.sizing import Sizing, Step
@@ -332,6 +333,15 @@ class Axes:
         """The parameters that multiply activations: weights of linear maps and convolutions, whatever their layer."""
         found = dict.fromkeys(c.tensor for c in self.costs if c.tensor is not None)
         return [name for name in found if self.tensors[name].kind == "parameter"]
+
+    def matrices(self) -> dict[str, Matrix]:
+        """Of each of `weights`, which dimensions are summed over and which are left; those of which it is known."""
+        found = {c.tensor: c.matrix for c in reversed(self.costs) if c.tensor is not None and c.matrix is not None}
+        return {name: found[name] for name in self.weights() if name in found}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the model."""
+        return tuple(self.graph.measure(axis, {}) for axis in self.tensors[name].axes)
 
     def share(self, axis: AxisInfo, of: Literal["params", "macs"] = "params") -> float:
         """The fraction of the model's parameters or MACs that one index of ``axis`` carries, times the axis' size."""

@@ -18,7 +18,12 @@ from topiarist.stats.cut import rows_of
 
 
 class Structure(Protocol):
-    """What one unit is."""
+    """What one unit is.
+
+    A structure may also have: ``word``, what recipes and plans call it; ``names_amount = True`` where the structure
+    itself says how much goes when no budget does; and ``protected(axes, units, scores, gone)``, which says by bool
+    tensors ``(num units,)`` per set which units may not go, given scores and what is gone.
+    """
 
     @property
     def is_physical(self) -> bool:
