@@ -42,6 +42,8 @@ def _by_unit(tensor: Tensor, member: Member, num: int) -> Tensor:
     tensor = tensor.detach()
     if member.dim is None or member.unit is None:
         return tensor.reshape(num, 1)
+    if len(member.unit) == num and torch.equal(member.unit, torch.arange(num)):  # one a position, as mostly
+        return tensor.movedim(member.dim, 0).reshape(num, -1)
     positions = torch.argsort(member.unit, stable=True)[int((member.unit < 0).sum()) :]
     first = int(positions[0]) if len(positions) else 0
     if torch.equal(positions, torch.arange(first, first + len(positions))):  # in a row, as mostly: no copy of its own
