@@ -16,6 +16,7 @@ from topiarist.errors import InputError, nearest
 from topiarist.graph.axis import Axis
 from topiarist.graph.blueprint import Blueprint
 from topiarist.graph.matrix import Matrix
+from topiarist.graph.copies import named_modules
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.sizes import Constraint, text
 from topiarist.graph.sizing import Sizing, Step
@@ -81,7 +82,7 @@ class Axes:
         self.moves: tuple[Move, ...] = ()
         self._reads, self._carries = dict(trace.reads), dict(trace.carries)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
-        self.modules = {name: type(module).__name__ for name, module in model.named_modules()}
+        self.modules = {name: type(module).__name__ for name, module in named_modules(model)}
         self.depths = _depths(list(trace.order), list(self.modules))
         self._pin_unused(trace.used)
         held = [axis for info in self.tensors.values() for axis in info.axes]
