@@ -97,6 +97,7 @@ class Trace:
         self.used: set[str] = set()
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
+        self.scales: dict[str, None] = {}  # vectors of the model that activations are multiplied by, entry by entry
         self.counting = True
         self.is_elsewhere = False  # on the meta device in place of another
         self.is_inside = False  # of an operator
@@ -173,6 +174,12 @@ class Trace:
         if not (left.zero[a[1]] or right.zero[b[1]]):
             self.inexact(axis, operator)
         return axis
+
+    def scaled(self, tensor: Tensor) -> None:
+        """Note that activations are multiplied by ``tensor``, entry by entry; it is a scale where it is a vector."""
+        source = self[tensor].source
+        if source is not None and sum(size != 1 for size in tensor.shape) == 1:
+            self.scales[source] = None
 
     def cost(self, *axes: Axis, source: str | None) -> None:
         """Count multiply–accumulates: the product of the sizes of ``axes``."""

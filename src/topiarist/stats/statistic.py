@@ -84,6 +84,9 @@ class Statistic:
     watches: Literal["", "forward", "backward"] = ""
     keeps_graph: bool = False
 
+    def on_start(self, size: int) -> None:
+        """A batch of ``size`` examples is about to run."""
+
     def on_use(self, use: Use) -> None:
         """Take in a use of a weight, on the way forward."""
 
