@@ -12,6 +12,7 @@ from topiarist.saliency.leave_out import LeaveOut
 from topiarist.saliency.magnitude import Magnitude
 from topiarist.saliency.movement import Movement
 from topiarist.saliency.obd import OBD
+from topiarist.saliency.obs import OBS
 from topiarist.saliency.random import Random
 from topiarist.saliency.synflow import SynFlow
 from topiarist.saliency.taylor import Taylor, TaylorWeight
@@ -20,6 +21,7 @@ from topiarist.saliency.words import resolve
 
 __all__ = [
     "OBD",
+    "OBS",
     "Compensating",
     "Fisher",
     "Gate",

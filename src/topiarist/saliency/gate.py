@@ -25,6 +25,7 @@ class Gate:
         InputError: a set of units has no gates, or not one a unit.
 
     Example:
+        >>> import torch
         >>> from topiarist.plan import Units
         >>> Gate({"fc.weight:0": torch.tensor([0.9, -0.1])})(Slices(Units("fc.weight:0", 2, ()), ()))
         tensor([0.9000, 0.1000])

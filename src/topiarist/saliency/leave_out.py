@@ -18,6 +18,7 @@ class LeaveOut:
     ``magnitude`` it is |ΔL|, as there. One forward pass a unit and batch: for small sets of units and little data.
 
     Example:
+        >>> import torch
         >>> from topiarist.plan import Units
         >>> LeaveOut()(Slices(Units("fc", 2, ()), (), {"loss changes": torch.tensor([0.3, -0.1]).double()}))
         tensor([ 0.3000, -0.1000], dtype=torch.float64)

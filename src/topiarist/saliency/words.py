@@ -15,6 +15,7 @@ from topiarist.saliency.group_norm import GroupNorm
 from topiarist.saliency.leave_out import LeaveOut
 from topiarist.saliency.magnitude import Magnitude
 from topiarist.saliency.obd import OBD
+from topiarist.saliency.obs import OBS
 from topiarist.saliency.random import Random
 from topiarist.saliency.synflow import SynFlow
 from topiarist.saliency.taylor import Taylor, TaylorWeight
@@ -36,6 +37,7 @@ _WORDS: dict[str, Callable[[], Saliency]] = {
     "fisher": Fisher,
     "fisher-batch": lambda: Fisher(per="batch"),
     "obd": OBD,
+    "obs": OBS,
     "bn-scale": Scale,
     "leave-out": LeaveOut,
     "random": Random,

@@ -88,12 +88,11 @@ def rows(batch: Batch, cotangents: Tensor) -> Iterator[dict[str, Tensor]]:
     per_example = cotangents.shape[1] * sum(p.numel() for p in parameters.values())
     step = max(1, _ELEMENTS // max(1, per_example))
     for first in range(0, batch.size, step):
-        inputs = _some(batch.inputs, batch.size, slice(first, first + step))
         part = cotangents[first : first + step]
         try:
-            yield _vmapped(batch, parameters, inputs, part)
+            yield _vmapped(batch, parameters, first, part)
         except (RuntimeError, ValueError):  # an operator without a batching rule, or control flow that looks at data
-            yield _one_by_one(batch, inputs, part)
+            yield _one_by_one(batch, first, part)
 
 
 def _some(inputs: Any, size: int, which: slice) -> Any:
@@ -101,8 +100,10 @@ def _some(inputs: Any, size: int, which: slice) -> Any:
     return tree_map_only(Tensor, lambda t: t[which] if t.dim() and len(t) == size else t, inputs)
 
 
-def _vmapped(batch: Batch, parameters: dict[str, Tensor], inputs: Any, cotangents: Tensor) -> dict[str, Tensor]:
-    model, num = batch.subject.model, len(cotangents)
+def _vmapped(batch: Batch, parameters: dict[str, Tensor], first: int, cotangents: Tensor) -> dict[str, Tensor]:
+    model, size = batch.subject.model, batch.size
+    inputs = _some(batch.inputs, size, slice(first, first + len(cotangents)))
+    dims = tree_map(lambda t: 0 if isinstance(t, Tensor) and t.dim() and len(t) == size else None, batch.inputs)
 
     def example(x: Any, v: Tensor) -> dict[str, Tensor]:
         args, kwargs = as_arguments(tree_map(lambda t, d: t[None] if d == 0 else t, x, dims))
@@ -114,16 +115,15 @@ def _vmapped(batch: Batch, parameters: dict[str, Tensor], inputs: Any, cotangent
         found: dict[str, Tensor] = torch.func.vmap(lambda c: pull(c)[0])(v)
         return found
 
-    dims = tree_map(lambda t: 0 if isinstance(t, Tensor) and t.dim() > 0 and len(t) == num else None, inputs)
     rows_of_all: dict[str, Tensor] = torch.func.vmap(example, in_dims=(dims, 0))(inputs, cotangents)
     return rows_of_all
 
 
-def _one_by_one(batch: Batch, inputs: Any, cotangents: Tensor) -> dict[str, Tensor]:
-    leaves, num = batch.subject.parameters, len(cotangents)
+def _one_by_one(batch: Batch, first: int, cotangents: Tensor) -> dict[str, Tensor]:
+    leaves = batch.subject.parameters
     found = {name: p.new_zeros(*cotangents.shape[:2], *p.shape) for name, p in leaves.items()}
-    for n in range(num):
-        own = _some(inputs, num, slice(n, n + 1))
+    for n in range(len(cotangents)):
+        own = _some(batch.inputs, batch.size, slice(first + n, first + n + 1))
         outputs = flat_outputs(call(batch.subject.model, own), 1)[0]
         for r in range(cotangents.shape[1]):
             gradients = torch.autograd.grad(
