@@ -217,13 +217,21 @@ class Planner:
         lost = {name: lost[name] for name in own if name in lost}
         return Candidates(tuple(own.values()), scores, lambda name: own_weight(own[name], parameters), lost)
 
-    def collect(self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None) -> Statistics:
+    def collect(
+        self,
+        saliency: Saliency,
+        data: Iterable[Any] | None,
+        loss: Loss | None,
+        removed: Mapping[str, Tensor] | None = None,
+    ) -> Statistics:
         """What the criterion needs beyond weights, each collected once and all in the same pass over ``data``.
+
+        ``removed`` marks entries of parameters that an earlier cut has removed.
 
         Raises:
             InputError: the data or the loss that it takes is not there.
         """
-        subject = Subject(self.model, self._scored_units(), self.axes, self.example_inputs)
+        subject = Subject(self.model, self._scored_units(), self.axes, self.example_inputs, removed or {})
         stats = start(needs(saliency), subject)
         for need, statistic in stats.items():
             if statistic.reads == "loss" and (data is None or loss is None):

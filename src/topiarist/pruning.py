@@ -171,7 +171,8 @@ class _Run:
             planner = replace(self.planner, model=work)
             target = budget and budget.with_removed(self.schedule(step / num_steps, budget.removed))
             gone = dict(progress.plan.removed) if progress.plan is not None else {}
-            stats = planner.collect(self.saliency, self.context.data, self.context.loss)
+            before = progress.plan.masks(work) if progress.plan is not None else {}
+            stats = planner.collect(self.saliency, self.context.data, self.context.loss, before)
             plan = planner.plan(self.saliency, self.allocation, target, gone=gone, stats=stats)
             self._cut(work, plan, stats)
             rows = self.recover(

@@ -51,6 +51,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """Twelve hexadecimal digits that tell tensors apart, so that a run goes on only with the same ones.
 
     Example:
+        >>> import torch
         >>> digest({}) == digest({"a": torch.zeros(1)})
         False
     """

@@ -21,7 +21,7 @@ class OBS:
     Hassibi & Stork 1993 (for a single weight w_q² / 2[H⁻¹]_qq), over all weights of a unit as in Kurtic et al. 2022.
     H is the damped Gauss–Newton matrix: whole for networks of at most ``whole`` parameters, by blocks of ``block``
     consecutive weights of a tensor for larger ones, where units of several weights count the diagonal of H⁻¹ only.
-    Weights that are zero already are taken to stay so. `topiarist.prune` applies the change of the other weights,
+    What was removed before stays at zero. `topiarist.prune` applies the change of the other weights,
     δ_R = H_RR⁻¹ H_RQ w_Q for the removed Q, right after each cut; small steps serve a quadratic model best.
 
     Raises:

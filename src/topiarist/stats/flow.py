@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from topiarist.errors import InputError
+from topiarist.graph.states import random_states_kept
 from topiarist.inputs import call
 from topiarist.stats.statistic import PerParameter, Subject
 
@@ -35,11 +36,10 @@ class Flow(PerParameter):
                     tensor.abs_()
         leaves = {name: p.requires_grad_(True) for name, p in work.named_parameters() if p.is_floating_point()}
         device = next((p.device for p in leaves.values()), torch.device("cpu"))
-        with torch.enable_grad():
+        with random_states_kept(work), torch.enable_grad():
             outputs = call(work, tree_map_only(Tensor, lambda t: _ones(t).to(device), subject.example_inputs))
             total = sum((t.sum() for t in _floats(outputs)), torch.zeros((), dtype=torch.float64, device=device))
             found = torch.autograd.grad(total, [*leaves.values()], allow_unused=True)
-        self.total = float(total)
         pairs = zip(leaves.items(), found, strict=True)
         self.values = {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
 

@@ -57,6 +57,11 @@ class _Group:
         padded = F.pad(joined, (0, -self.num % self.size))
         return padded.reshape(*joined.shape[:-1], -1, self.size)
 
+    def marked(self, marks: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Tensor:
+        """Bool of shape (blocks, size) from marks of some of the tensors."""
+        every = {n: marks.get(n, torch.zeros_like(like[n], dtype=torch.bool)) for n in self.names}
+        return self.flat(every) > 0
+
     def back(self, blocks: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """From (blocks, size) to tensors of their shapes."""
         flat = blocks.flatten()[: self.num]
@@ -72,13 +77,12 @@ class Blocks(Statistic):
     def __init__(self, subject: Subject, options: InverseHessian) -> None:
         self.subject, self.options = subject, options
         sizes = {name: p.numel() for name, p in subject.parameters.items()}
-        held = {m.tensor for units in subject.units for m in units.members if m.dim is None or m.unit is not None}
-        self.prunable = frozenset(held & sizes.keys())
+        held = {m.tensor for units in subject.units for m in units.members}
         if sum(sizes.values()) <= options.whole:
             num = sum(sizes.values())
             self.groups = [_Group(tuple(sizes), num, num)]
         else:
-            self.groups = [_Group((n,), num, min(num, options.block)) for n, num in sizes.items() if n in self.prunable]
+            self.groups = [_Group((n,), num, min(num, options.block)) for n, num in sizes.items() if n in held]
         self._inverses: dict[str, Tensor] = {}
         self._num = 0
 
@@ -105,7 +109,7 @@ class Blocks(Statistic):
             diagonal += torch.where(torch.as_tensor(alpha) == 0, 1.0, alpha)  # a loss that is flat has no scale
 
     def of(self, units: Units) -> Tensor:
-        """The blocks of H⁻¹ that belong to units, with weights that are zero already kept so.
+        """The blocks of H⁻¹ that belong to units, with what was removed before kept at zero.
 
         (num units, k, k) for units of k weights where the matrix is whole or k = 1; else its diagonal, (num units, k).
         """
@@ -128,10 +132,7 @@ class Blocks(Statistic):
         key = group.names[0]
         if key not in self._inverses:
             weights = {n: self.subject.parameters[n] for n in group.names}
-            fixed = {
-                n: (w == 0) if n in self.prunable else torch.zeros_like(w, dtype=torch.bool) for n, w in weights.items()
-            }
-            kept = _restricted(group.matrix, group.flat(fixed) > 0)
+            kept = _restricted(group.matrix, group.marked(self.subject.removed, weights))
             self._inverses[key] = torch.cholesky_inverse(torch.linalg.cholesky(kept))
         return self._inverses[key]
 
@@ -142,7 +143,7 @@ class Blocks(Statistic):
             if not any(name in removed for name in group.names):
                 continue
             own = {n: weights[n] for n in group.names}
-            gone = group.flat({n: removed.get(n, torch.zeros_like(w, dtype=torch.bool)) for n, w in own.items()}) > 0
+            gone = group.marked(removed, own)
             flat = group.flat(own)
             lost = torch.where(gone, flat, 0)
             pull = torch.where(gone, 0, (group.matrix @ lost[:, :, None])[:, :, 0])
