@@ -61,7 +61,11 @@ def test_the_readme_begins_with_the_two_commands() -> None:
     assert first[2].startswith("make test ")
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/rules.md"])
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*/*.md"))  # one a part
+RUN = [name for name in PAGES if "```python" in (ROOT / name).read_text()]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/rules.md", *RUN])
 def test_the_code_of_a_document_prints_what_it_claims(name: str) -> None:
     """Every block of Python, one after the other, is followed by what it prints."""
     text, scope, known = (ROOT / name).read_text(), {}, dict(rules.RULES)
@@ -106,7 +110,7 @@ def test_the_reference_of_the_commands_is_current(tmp_path: Path) -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
             assert (path.parent / target).exists(), (path.name, target)
 
