@@ -1,9 +1,14 @@
 """The score of a unit: one formula and its paper per file. Low scores go first."""
 
+from topiarist.saliency.activation import Activation
+from topiarist.saliency.apoz import APoZ
 from topiarist.saliency.base import Compensating, Saliency, Slices, needs, score
 from topiarist.saliency.bn_scale import Scale
+from topiarist.saliency.correlated import Correlated
+from topiarist.saliency.cosine import Cosine
 from topiarist.saliency.finite import check_finite
 from topiarist.saliency.fisher import Fisher
+from topiarist.saliency.fpgm import GeometricMedian
 from topiarist.saliency.gate import Gate
 from topiarist.saliency.gradient import Gradient
 from topiarist.saliency.grasp import GraSP
@@ -14,6 +19,7 @@ from topiarist.saliency.movement import Movement
 from topiarist.saliency.obd import OBD
 from topiarist.saliency.obs import OBS
 from topiarist.saliency.random import Random
+from topiarist.saliency.similar import Similar
 from topiarist.saliency.synflow import SynFlow
 from topiarist.saliency.taylor import Taylor, TaylorWeight
 from topiarist.saliency.taylor_2016 import Taylor2016
@@ -22,9 +28,14 @@ from topiarist.saliency.words import resolve
 __all__ = [
     "OBD",
     "OBS",
+    "APoZ",
+    "Activation",
     "Compensating",
+    "Correlated",
+    "Cosine",
     "Fisher",
     "Gate",
+    "GeometricMedian",
     "GraSP",
     "Gradient",
     "GroupNorm",
@@ -34,6 +45,7 @@ __all__ = [
     "Random",
     "Saliency",
     "Scale",
+    "Similar",
     "Slices",
     "SynFlow",
     "Taylor",

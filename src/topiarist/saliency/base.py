@@ -100,7 +100,8 @@ def score(criterion: Saliency, slices: Slices, *, checked: bool = False) -> Tens
     units = slices.units
     for what, tensors in () if checked else (("weights", slices.weights), *slices.stats.items()):
         for place, tensor in enumerate(tensors if isinstance(tensors, tuple) else ()):
-            check_finite({_tensor_name(units, place, len(tensors)): tensor}, str(what))
+            if isinstance(tensor, Tensor):
+                check_finite({_tensor_name(units, place, len(tensors)): tensor}, str(what))
     missing = [str(need) for need in needs(criterion) if need not in slices.stats]
     if missing and slices.weights:
         raise InputError(f"{criterion} needs {', '.join(missing)} of {units.name!r}; pass data and loss")

@@ -6,9 +6,14 @@ import math
 from collections.abc import Callable
 
 from topiarist.errors import InputError, nearest
+from topiarist.saliency.activation import Activation
+from topiarist.saliency.apoz import APoZ
 from topiarist.saliency.base import Saliency
 from topiarist.saliency.bn_scale import Scale
+from topiarist.saliency.correlated import Correlated
+from topiarist.saliency.cosine import Cosine
 from topiarist.saliency.fisher import Fisher
+from topiarist.saliency.fpgm import GeometricMedian
 from topiarist.saliency.gradient import Gradient
 from topiarist.saliency.grasp import GraSP
 from topiarist.saliency.group_norm import GroupNorm
@@ -17,6 +22,7 @@ from topiarist.saliency.magnitude import Magnitude
 from topiarist.saliency.obd import OBD
 from topiarist.saliency.obs import OBS
 from topiarist.saliency.random import Random
+from topiarist.saliency.similar import Similar
 from topiarist.saliency.synflow import SynFlow
 from topiarist.saliency.taylor import Taylor, TaylorWeight
 from topiarist.saliency.taylor_2016 import Taylor2016
@@ -41,6 +47,14 @@ _WORDS: dict[str, Callable[[], Saliency]] = {
     "bn-scale": Scale,
     "leave-out": LeaveOut,
     "random": Random,
+    "activation": Activation,
+    "activation-mean": lambda: Activation("mean"),
+    "activation-variance": lambda: Activation("variance"),
+    "apoz": APoZ,
+    "correlation": Correlated,
+    "cosine": Cosine,
+    "fpgm": GeometricMedian,
+    "similar": Similar,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -17,7 +18,12 @@ from topiarist.stats.cut import rows_of
 
 
 class Structure(Protocol):
-    """What one unit is."""
+    """What one unit is.
+
+    A structure may also have: ``word``, what recipes and plans call it; ``names_amount = True`` where the structure
+    itself says how much goes when no budget does; and ``protected(axes, units, scores, gone)``, which says by bool
+    tensors ``(num units,)`` per set which units may not go, given scores and what is gone.
+    """
 
     @property
     def is_physical(self) -> bool:
@@ -31,13 +37,14 @@ class Structure(Protocol):
 
 def slices(units: Units, tensors: Mapping[str, Tensor], statistics: Statistics | None = None) -> Slices:
     """Cut the parameters of one set of units, and what was collected about them, into units."""
-    return Slices(units, rows_of(units, tensors), {need: s.of(units) for need, s in (statistics or {}).items()})
+    there = replace(units, members=tuple(m for m in units.members if m.tensor in tensors))  # one for each weight
+    return Slices(there, rows_of(units, tensors), {need: s.of(units) for need, s in (statistics or {}).items()})
 
 
 def own_weight(units: Units, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The flattened weight that the units are named after, for thresholds in units of its spread."""
+    """The weight that the units are named after, for rules that go by its spread or shape."""
     name = units.name.partition(":")[0]
-    return tensors[name].detach().flatten()
+    return tensors[name].detach()
 
 
 def require_some(units: list[Units], what: str, axes: Axes) -> list[Units]:
