@@ -277,7 +277,7 @@ def test_linear_regression_step_by_step_is_least_squares_on_what_is_left():
         assert loss(work(x), y).item() == pytest.approx(total, rel=1e-9)
 
 
-@pytest.mark.parametrize("structure", ["weight", "channel"])
+@pytest.mark.parametrize("structure", ["weight", "channel", "kernel", "block:3x5"])
 def test_scores_are_the_least_increase_of_a_quadratic_for_units_of_any_size(net, data, structure):
     """½ δᵀHδ over all δ that take the unit to zero, by solving the constrained problem itself."""
     x = data[0][0]

@@ -272,7 +272,7 @@ def test_first_order_scores_are_finite_differences_of_the_loss(net, data):
 # ------------------------------------------------------------------ leaving out
 
 
-@pytest.mark.parametrize("structure", ["weight", "channel"])
+@pytest.mark.parametrize("structure", ["weight", "channel", "kernel"])
 def test_leaving_out_is_masking(net, data, structure):
     planner = units_of(net, data[0][0], structure)
     before = copy.deepcopy(net.state_dict())

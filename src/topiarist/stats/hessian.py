@@ -118,15 +118,18 @@ class Blocks(Statistic):
             like = {n: self.subject.parameters[n].double() for n in group.names}
             diagonals.update(group.back(self._inverse(group).diagonal(dim1=1, dim2=2), like))
         joined = _joined(units, diagonals)
+        joined = torch.where(joined == 0, 1.0, joined)  # where a unit has fewer weights than others
         if joined.shape[1] == 1:
             return joined[:, :, None]
         if not self.is_whole:
             return joined
         (group,) = self.groups
         places = {n: torch.empty(self.subject.parameters[n].shape, dtype=torch.long) for n in group.names}
-        index = _joined(units, group.back(torch.arange(group.num), places)).long()
-        inverse = self._inverse(group)[0]
-        return torch.stack([inverse[i[:, None], i] for i in index.to(inverse.device)])
+        index = _joined(units, group.back(torch.arange(group.num) + 1, places)).long()
+        inverse = F.pad(self._inverse(group)[0], (1, 0, 1, 0))  # index 0: no weight
+        index = index.to(inverse.device)
+        found = torch.stack([inverse[i[:, None], i] for i in index])
+        return found + torch.diag_embed((index == 0).double())
 
     def _inverse(self, group: _Group) -> Tensor:
         key = group.names[0]

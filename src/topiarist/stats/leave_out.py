@@ -56,7 +56,9 @@ class LossChanges(Statistic):
 
 
 def _zero(tensor: Tensor, member: Member, unit: int) -> None:
-    if member.dim is None or member.unit is None:
+    if member.unit is None:
         tensor.view(-1)[unit] = 0
+    elif member.dim is None:
+        tensor.view(-1)[(member.unit == unit).to(tensor.device)] = 0
     else:
         tensor.index_fill_(member.dim, (member.unit == unit).nonzero().flatten().to(tensor.device), 0)
