@@ -263,13 +263,21 @@ class Planner:
 
         return cost
 
-    def collect(self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None) -> Statistics:
+    def collect(
+        self,
+        saliency: Saliency,
+        data: Iterable[Any] | None,
+        loss: Loss | None,
+        removed: Mapping[str, Tensor] | None = None,
+    ) -> Statistics:
         """What the criterion needs beyond weights, each collected once and all in the same pass over ``data``.
+
+        ``removed`` marks entries of parameters that an earlier cut has removed.
 
         Raises:
             InputError: the data or the loss that it takes is not there.
         """
-        subject = Subject(self.model, self._scored_units(), self.axes, self.example_inputs)
+        subject = Subject(self.model, self._scored_units(), self.axes, self.example_inputs, removed or {})
         stats = start(needs(saliency), subject)
         for need, statistic in stats.items():
             if statistic.reads == "loss" and (data is None or loss is None):

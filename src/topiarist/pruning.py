@@ -175,7 +175,8 @@ class _Run:
         work, progress = journal.resume(work)
         for step in range(len(progress.curve) + 1, num_steps + 1):
             planner = replace(self.planner, model=work)
-            stats = planner.collect(self.saliency, self.context.data, self.context.loss)
+            before = progress.plan.masks(work) if progress.plan is not None else {}
+            stats = planner.collect(self.saliency, self.context.data, self.context.loss, before)
             way = self.schedule, step / num_steps, progress.plan
             plan = plan_at(planner, self.saliency, self.allocation, budget, *way, stats=stats)
             if may_fall(self.schedule):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from topiarist.errors import InputError, nearest
 from topiarist.graph.axis import Axis
 from topiarist.graph.blueprint import Blueprint
-from topiarist.graph.matrix import Matrix
 from topiarist.graph.copies import named_modules
+from topiarist.graph.matrix import Matrix
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.sizes import Constraint, text
 from topiarist.graph.sizing import Sizing, Step
@@ -77,6 +77,7 @@ class Axes:
         self.integers = dict(integers)
         self.unknown_operators = dict(trace.unknown)
         self.stubs = dict(trace.stubs)
+        self.scales = tuple(trace.scales)  # parameters such as the scales of norms, as far as they are vectors
         self.training_error = training_error
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()

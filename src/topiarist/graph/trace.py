@@ -110,6 +110,7 @@ class Trace:
         self.biases: dict[str, str] = {}  # weight → what is added to its outputs, one number each
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
+        self.scales: dict[str, None] = {}  # vectors of the model that activations are multiplied by, entry by entry
         self.strides: dict[str, tuple[int, ...]] = {}  # of the model's tensors, by name
         self.sources: dict[str, tuple[Axis, ...]] = {}  # their axes
         self.counting = True
@@ -204,6 +205,12 @@ class Trace:
         self.sums(*a)
         self.sums(*b)
         return axis
+
+    def scaled(self, tensor: Tensor) -> None:
+        """Note that activations are multiplied by ``tensor``, entry by entry; it is a scale where it is a vector."""
+        source = self[tensor].source
+        if source is not None and sum(size != 1 for size in tensor.shape) == 1:
+            self.scales[source] = None
 
     def sums(self, tensor: Tensor, dim: int) -> None:
         """Note that a product sums over dimension ``dim`` of ``tensor``, which may be a weight."""
