@@ -9,11 +9,15 @@ from topiarist.saliency.finite import check_finite
 from topiarist.saliency.fpgm import GeometricMedian
 from topiarist.saliency.gradient import Gradient
 from topiarist.saliency.magnitude import Magnitude
+from topiarist.saliency.obc import OBC
 from topiarist.saliency.random import Random
 from topiarist.saliency.similar import Similar
+from topiarist.saliency.sparsegpt import SparseGPT
+from topiarist.saliency.wanda import Wanda
 from topiarist.saliency.words import resolve
 
 __all__ = [
+    "OBC",
     "APoZ",
     "Activation",
     "Compensating",
@@ -26,6 +30,8 @@ __all__ = [
     "Saliency",
     "Similar",
     "Slices",
+    "SparseGPT",
+    "Wanda",
     "check_finite",
     "needs",
     "resolve",

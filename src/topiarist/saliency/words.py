@@ -13,8 +13,11 @@ from topiarist.saliency.cosine import Cosine
 from topiarist.saliency.fpgm import GeometricMedian
 from topiarist.saliency.gradient import Gradient
 from topiarist.saliency.magnitude import Magnitude
+from topiarist.saliency.obc import OBC
 from topiarist.saliency.random import Random
 from topiarist.saliency.similar import Similar
+from topiarist.saliency.sparsegpt import SparseGPT
+from topiarist.saliency.wanda import Wanda
 
 _WORDS: dict[str, Callable[[], Saliency]] = {
     "l1": lambda: Magnitude(p=1),
@@ -28,7 +31,10 @@ _WORDS: dict[str, Callable[[], Saliency]] = {
     "correlation": Correlated,
     "cosine": Cosine,
     "fpgm": GeometricMedian,
+    "obc": OBC,
     "similar": Similar,
+    "sparsegpt": SparseGPT,
+    "wanda": Wanda,
 }
 
 
