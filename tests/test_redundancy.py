@@ -162,7 +162,7 @@ def test_pairs_are_those_of_brute_force(seed, num):
     assert [(m.gone, m.cost) for m in merges] == [(u, cost) for u, _, cost in brute(distance, matters, ties)]
     for merge in merges[:-1]:
         assert distance[merge.gone, merge.kept] * matters[merge.gone] == merge.cost
-    scores = in_order(merges, num)
+    scores = in_order([m.gone for m in merges], [m.cost for m in merges])
     assert scores.argsort(stable=True).tolist() == [m.gone for m in merges]
 
 

@@ -37,4 +37,4 @@ class Cosine:
         filters = making(slices)
         norms = torch.linalg.vector_norm(filters, dim=1)
         merges = pair_off(apart(filters, "cosine"), torch.ones(len(filters)), norms)
-        return in_order(merges, len(filters)).to(filters.device)
+        return in_order([m.gone for m in merges], [m.cost for m in merges]).to(filters.device)

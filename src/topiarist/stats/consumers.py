@@ -65,6 +65,17 @@ class Consumers(Statistic):
                 shift = features.sum([d for d in range(features.dim()) if d != outputs])
                 weights[name] = weights[name] + (constant * shift).to(weights[name].dtype)
 
+    def scale(self, weights: dict[str, Tensor], units: Units, scales: Tensor) -> None:
+        """Multiply what consumes each unit by its own number, float64 (num units,)."""
+        for member in (m for m in units.members if m.side == "in"):
+            assert member.dim is not None  # noqa: S101 entries have no side
+            assert member.unit is not None  # noqa: S101
+            weight = weights[member.tensor]
+            factor = torch.where(member.unit >= 0, scales[member.unit.clamp(min=0)], 1.0)
+            shape = [1] * weight.dim()
+            shape[member.dim] = -1
+            weights[member.tensor] = weight * factor.view(shape).to(weight)
+
 
 def _positions(member: Member, unit: int) -> Tensor:
     assert member.unit is not None  # noqa: S101 entries have no side
