@@ -31,8 +31,8 @@ def pair_off(
 ) -> list[Merge]:
     """Remove one unit after the other, each time the one that is cheapest to replace by another that is still there.
 
-    Replacing u by v costs ``matters[u] · distance[u, v]``, as in Srinivas & Babu 2015. Nearest neighbours
-    are kept and only those of what has gone looked up again: about n² steps in all.
+    Replacing u by v costs ``matters[u] · distance[u, v]``, as in Srinivas & Babu 2015. Nearest neighbours are kept and
+    only those of what has gone looked up again: about n² steps in all.
 
     Args:
         distance: (num units, num units), how badly column v stands in for row u; the diagonal is not read.
