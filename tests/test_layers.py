@@ -384,3 +384,75 @@ def test_wanda_adds_up_over_channels():
     expected = (model[0].weight.abs() @ x.norm(dim=0)) + model[2].weight.abs().sum(0) * hidden.norm(dim=0)
     torch.testing.assert_close(found.scores["0.weight:0"], expected.detach(), rtol=1e-12, atol=0)
     assert WeightNorms in Wanda.needs
+
+
+# ------------------------------------------------------------------ one layer after the other
+
+
+def deep():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 3)).double()
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_in_turn_each_layer_sees_what_those_before_it_leave(allocation):
+    """Against a loop over layers: score, remove, mend, run the data through, and on to the next."""
+    model, x = deep(), torch.randn(60, 8, dtype=torch.float64)
+    options = {
+        "saliency": SparseGPT(damping=0.01),
+        "data": [x],
+        "budget": BUDGET(sparsity=0.5),
+        "allocation": allocation,
+    }
+    found = topiarist.prune(model, x, sequential=True, **options)
+    h, by_hand = x, deep()
+    for i in (0, 2, 4):
+        layer, gone = by_hand[i], found.plan.removed[f"{i}.weight"].view(by_hand[i].weight.shape)
+        gram = h.mT @ h / len(h)
+        solved, chosen, _ = SparseGPT().solve(layer.weight.detach(), gram)
+        if allocation == "uniform":
+            assert torch.equal(chosen, gone)
+        solved = SparseGPT().solve(layer.weight.detach(), gram, gone)[0]
+        torch.testing.assert_close(found.model[i].weight.detach(), solved, rtol=1e-9, atol=1e-10)
+        with torch.no_grad():
+            layer.weight.copy_(solved)
+            h = torch.relu(layer(h))
+    at_once = topiarist.prune(model, x, **options)
+    assert not torch.equal(at_once.model[4].weight, found.model[4].weight)
+    assert at_once.plan.num_removed == found.plan.num_removed
+
+
+def test_in_turn_only_one_layers_statistics_are_there_at_a_time(monkeypatch):
+    started = []
+    init = WeightGrams.__init__
+
+    def counted(self, subject):
+        started.append(len(subject.units))
+        init(self, subject)
+
+    monkeypatch.setattr(WeightGrams, "__init__", counted)
+    x = torch.randn(20, 8, dtype=torch.float64)
+    topiarist.prune(
+        deep(), x, saliency="obc", allocation="uniform", sequential=True, data=[x], budget=BUDGET(sparsity=0.5)
+    )
+    assert started == [1, 1, 1]
+
+
+def test_channels_go_in_turn_too():
+    model, x = deep(), torch.randn(20, 8, dtype=torch.float64)
+    result = topiarist.prune(
+        model, x, structure="channel", saliency="activation", allocation="uniform", sequential=True, data=[x], steps=2,
+        schedule="linear", budget=BUDGET(sparsity=0.5),
+    )  # fmt: skip
+    assert [m.out_features for m in result.model if isinstance(m, nn.Linear)] == [6, 5, 3]
+
+
+@pytest.mark.parametrize("criterion", ["wanda", SparseGPT(pattern="2:4"), OBC(pattern="2:4")])
+def test_the_structure_of_two_in_four_takes_what_the_criterion_chose(criterion):
+    model, x = deep(), torch.randn(60, 8, dtype=torch.float64)
+    result = topiarist.prune(
+        model, x, structure="2:4", saliency=criterion, data=[x], sequential=True, allocation="uniform"
+    )
+    for i in (0, 2):
+        left = (result.model[i].weight != 0).view(-1, 4)
+        assert left.sum(1).tolist() == [2] * len(left)
