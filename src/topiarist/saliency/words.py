@@ -10,13 +10,18 @@ from topiarist.saliency.apoz import APoZ
 from topiarist.saliency.base import Saliency
 from topiarist.saliency.correlated import Correlated
 from topiarist.saliency.cosine import Cosine
+from topiarist.saliency.flap import Flap
 from topiarist.saliency.fpgm import GeometricMedian
 from topiarist.saliency.gradient import Gradient
+from topiarist.saliency.hrank import HRank
+from topiarist.saliency.influence import BlockInfluence
+from topiarist.saliency.lasso import Lasso
 from topiarist.saliency.magnitude import Magnitude
 from topiarist.saliency.obc import OBC
 from topiarist.saliency.random import Random
 from topiarist.saliency.similar import Similar
 from topiarist.saliency.sparsegpt import SparseGPT
+from topiarist.saliency.thinet import ThiNet
 from topiarist.saliency.wanda import Wanda
 
 _WORDS: dict[str, Callable[[], Saliency]] = {
@@ -29,11 +34,16 @@ _WORDS: dict[str, Callable[[], Saliency]] = {
     "activation-variance": lambda: Activation("variance"),
     "apoz": APoZ,
     "correlation": Correlated,
+    "block-influence": BlockInfluence,
     "cosine": Cosine,
+    "flap": Flap,
     "fpgm": GeometricMedian,
+    "hrank": HRank,
+    "lasso": Lasso,
     "obc": OBC,
     "similar": Similar,
     "sparsegpt": SparseGPT,
+    "thinet": ThiNet,
     "wanda": Wanda,
 }
 

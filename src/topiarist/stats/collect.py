@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -71,7 +71,9 @@ def _one_pass(
 ) -> None:
     model, function = subject.model, loss if any(s.reads == "loss" for s in active) else None
     watch, number = _watch(model, active), 0
-    with preserved(model), torch.set_grad_enabled(function is not None):
+    with preserved(model), torch.set_grad_enabled(function is not None), ExitStack() as hooked:
+        for statistic in active:
+            hooked.enter_context(statistic.hooked(model))
         model.eval()
         if function is not None:
             for parameter in subject.parameters.values():

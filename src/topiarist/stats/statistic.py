@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -83,6 +84,11 @@ class Statistic:
     num_passes: int = 1
     watches: Literal["", "forward", "backward"] = ""
     keeps_graph: bool = False
+
+    def hooked(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Entered around each pass, for those that look at modules: what it hangs on ``model`` it takes off again."""
+        del model
+        return nullcontext()
 
     def on_use(self, use: Use) -> None:
         """Take in a use of a weight, on the way forward."""
