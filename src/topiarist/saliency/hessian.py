@@ -40,9 +40,9 @@ def inverse(gram: Tensor, damping: float) -> Tensor:
         InputError: it is not to be had.
 
     Example:
-        >>> inverse(torch.tensor([[4.0, 0.0], [0.0, 2.0]]), 0.0)
-        tensor([[0.2500, 0.0000],
-                [0.0000, 0.5000]])
+        >>> inverse(torch.tensor([[2.0, 1.0], [1.0, 1.0]]), 0.0)
+        tensor([[ 1.0000, -1.0000],
+                [-1.0000,  2.0000]])
     """
     for attempt in range(_TRIES):
         hessian = damped(gram, damping if attempt == 0 else max(damping, 1e-8) * 10.0**attempt)

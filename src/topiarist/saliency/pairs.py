@@ -79,7 +79,7 @@ def in_order(order: Sequence[int], costs: Sequence[float]) -> Tensor:
 
     Example:
         >>> in_order([1, 2, 0], [2.0, 1.0, 4.0])
-        tensor([4., 2., 2.], dtype=torch.float64)
+        tensor([4.0000, 2.0000, 2.0000], dtype=torch.float64)
     """
     scores, last = torch.zeros(len(order), dtype=torch.float64), -math.inf
     for unit, cost in zip(order, costs, strict=True):
