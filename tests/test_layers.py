@@ -358,6 +358,16 @@ def test_dead_inputs_lose_their_weights_first():
         assert removed(layer, x, criterion, 0.25)[:, [2, 5]].all(), criterion
 
 
+@pytest.mark.parametrize("criterion", [SparseGPT(damping=0.0), OBC(damping=0.0)])
+def test_fewer_samples_than_inputs_are_damped(criterion):
+    weight, x, _ = problem(12, 4)
+    layer = nn.Linear(12, 4, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    x = x[:5]
+    assert error(layer, x, criterion)[0] < error(layer, x, "l2")[0] / 10
+
+
 @pytest.mark.parametrize("make", [
     lambda: SparseGPT(sparsity=1.5), lambda: SparseGPT(block=0), lambda: SparseGPT(pattern="4:2"), lambda: OBC(-1.0),
     lambda: OBC(pattern="x"), lambda: Wanda("row"),

@@ -42,8 +42,9 @@ class Quotas:
 
     def met(self, gone: Tensor) -> Tensor:
         """Which inputs are in a run that has lost its quota: bool (rows, inputs), as ``gone``."""
-        num = gone.new_zeros(len(gone), len(self.most), dtype=torch.int64).index_add_(1, self.runs, gone.long())
-        return (num >= self.most)[:, self.runs]
+        runs, most = self.runs.to(gone.device), self.most.to(gone.device)
+        num = gone.new_zeros(len(gone), len(most), dtype=torch.int64).index_add_(1, runs, gone.long())
+        return (num >= most)[:, runs]
 
 
 def chosen_first(costs: Tensor, chosen: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def trace(weight: Tensor, inverted: Tensor, dead: Tensor, quotas: Quotas | None 
 
 def _trace(weight: Tensor, inverted: Tensor, quotas: Quotas | None) -> Tensor:
     left, inverses = weight.clone(), inverted.expand(len(weight), -1, -1).clone()
-    losses, at, last = torch.zeros_like(left), torch.arange(len(left)), torch.zeros(len(left), dtype=left.dtype)
+    losses, at, last = torch.zeros_like(left), torch.arange(len(left), device=left.device), left.new_zeros(len(left))
     gone = torch.zeros_like(left, dtype=torch.bool)
     for number in range(left.shape[1]):
         diagonal = inverses.diagonal(dim1=1, dim2=2)

@@ -107,7 +107,7 @@ def _blocks(num: int, block: int, quotas: Quotas | None) -> list[tuple[int, int]
 def _lowest(costs: Tensor, share: float) -> Tensor:
     """Mark exactly the share of lowest costs, over all rows."""
     order = torch.argsort(costs.flatten(), stable=True)[: int(share * costs.numel() + 0.5)]
-    mark = torch.zeros(costs.numel(), dtype=torch.bool)
+    mark = torch.zeros(costs.numel(), dtype=torch.bool, device=costs.device)
     mark[order] = True
     return mark.view(costs.shape)
 

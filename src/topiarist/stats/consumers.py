@@ -41,7 +41,7 @@ class Consumers(Statistic):
     def gone(self, units: Units, removed: Mapping[str, Tensor]) -> Tensor:
         """Which units go, by the masks of parameters: bool (num units,)."""
         rows = [by_unit(removed[m.tensor], m, units.num).all(1) for m in units.members if m.tensor in removed]
-        return torch.stack(rows).all(0) if rows else torch.zeros(units.num, dtype=torch.bool)
+        return torch.stack(rows).all(0).cpu() if rows else torch.zeros(units.num, dtype=torch.bool)
 
     def absorb(
         self, weights: dict[str, Tensor], units: Units, gone: int, kept: int | None, scale: float, constant: float
