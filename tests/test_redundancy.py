@@ -335,7 +335,7 @@ def test_words(word):
 
 
 def test_merging_beats_deletion_on_a_trained_net():
-    """Both hidden layers, no data, no training: by 2 points at one half and 10 at three quarters, where L2 loses most."""
+    """Both hidden layers, no data, no training: by 2 points at one half, by 10 at three quarters."""
     from sklearn.datasets import load_digits
 
     images, labels = (torch.tensor(a) for a in load_digits(return_X_y=True))
