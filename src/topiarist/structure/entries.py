@@ -47,7 +47,7 @@ def units_by_entry(axes: Axes, keep: Sequence[str], unit_of: Callable[[str, Matr
 
 
 def zeroed(units: Sequence[Units], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Which entries of which parameter go with the units: bool, in row-major order."""
+    """Which entries of which parameter go with the units that are named: bool, in row-major order."""
     found = {}
     for each in units:
         for member in each.members if each.name in removed else ():
