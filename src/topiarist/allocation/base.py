@@ -158,6 +158,11 @@ def needs_budget(allocation: Allocation) -> bool:
     return bool(getattr(allocation, "needs_budget", True))
 
 
+def needs_scores(allocation: Allocation) -> bool:
+    """Whether scores decide how much goes of each set (most allocations), or only what."""
+    return bool(getattr(allocation, "needs_scores", True))
+
+
 def share(fraction: float, num: int) -> int:
     """The fraction of ``num`` in whole units, half up: ⌊fraction · num + ½⌋.
 
