@@ -136,6 +136,7 @@ def test_movement_keeps_what_the_new_task_needs_where_magnitude_does_not():
     assert loss_after("movement") < 0.5 * loss_after("magnitude")
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler looks at it, to no harm
 @pytest.mark.parametrize("scores", ["magnitude", "movement"])
 def test_under_torch_compile(scores):
     model = make()
