@@ -1,6 +1,6 @@
 """topiarist: prune PyTorch networks. One `Plan`, two executors (`mask` and `shrink`), one invariant (`verify`)."""
 
-from topiarist import allocation, graph, recover, saliency, schedule, structure
+from topiarist import allocation, data, graph, methods, models, recover, saliency, schedule, structure
 from topiarist.errors import TopiaristError
 from topiarist.graph import Axes, trace
 from topiarist.io import load, save
@@ -20,10 +20,13 @@ __all__ = [
     "Pruner",
     "TopiaristError",
     "allocation",
+    "data",
     "graph",
     "load",
     "mask",
     "measure",
+    "methods",
+    "models",
     "plan",
     "prune",
     "recover",

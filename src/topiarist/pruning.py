@@ -17,16 +17,20 @@ from topiarist import schedule as schedules
 from topiarist import structure as structures
 from topiarist.allocation import Allocation, Candidates, fit
 from topiarist.allocation.base import share
+from topiarist.allocation.least import MinUnits
 from topiarist.errors import InputError, ShrinkError
 from topiarist.journal import Journal, Progress
 from topiarist.mask import mask, unmask
+from topiarist.mask.attach import reapply
 from topiarist.plan import Budget, Plan
 from topiarist.planning import Evaluate, Loss, Planner
 from topiarist.recover import Checkpoints, Recovery, RecoveryContext, TrainingRecipe
-from topiarist.saliency import Saliency
+from topiarist.saliency import Compensating, Saliency, check_finite
 from topiarist.schedule import PerLayer, Schedule, may_fall
 from topiarist.shrink import Verification, shrink, verify
+from topiarist.stats import Statistics
 from topiarist.structure import Structure
+from topiarist.structure.base import parameters_of
 
 OnStep = Callable[[Mapping[str, float]], None]
 
@@ -67,6 +71,7 @@ def prune(
     loss: Loss | None = None,
     evaluate: Evaluate | None = None,
     keep: Sequence[str] = (),
+    min_units: MinUnits | None = None,
     round_to: int | Literal["auto"] | None = None,
     uniform: str | None = None,
     recipe: TrainingRecipe | None = None,
@@ -106,7 +111,8 @@ def prune(
         (4, True)
     """
     planner = sound_planner(
-        Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform), example_inputs
+        Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform, min_units),
+        example_inputs,
     )
     criterion = saliencies.resolve(saliency)
     run = _Run(
@@ -158,6 +164,7 @@ class _Run:
             "budget": repr(budget),
             "keep": list(self.planner.keep),
             "num_steps": num_steps,
+            **({} if self.planner.min_units is None else {"min_units": repr(self.planner.min_units)}),
             **({} if self.planner.axes.blueprint is None else {"uniform": self.planner.axes.blueprint.name}),
         }
 
@@ -168,20 +175,12 @@ class _Run:
         work, progress = journal.resume(work)
         for step in range(len(progress.curve) + 1, num_steps + 1):
             planner = replace(self.planner, model=work)
-            plan = plan_at(
-                planner,
-                self.saliency,
-                self.allocation,
-                budget,
-                self.schedule,
-                step / num_steps,
-                progress.plan,
-                data=self.context.data,
-                loss=self.context.loss,
-            )
+            stats = planner.collect(self.saliency, self.context.data, self.context.loss)
+            way = self.schedule, step / num_steps, progress.plan
+            plan = plan_at(planner, self.saliency, self.allocation, budget, *way, stats=stats)
             if may_fall(self.schedule):
                 unmask(work, restore=False)  # what comes back does so as zero
-            mask(work, plan)
+            self._cut(work, plan, stats)
             rows = self.recover(
                 work, replace(self.context, plan=plan, progress=self._training_progress(step, num_steps))
             )
@@ -197,6 +196,20 @@ class _Run:
             if self.on_step is not None:
                 self.on_step(row)
         return work, progress
+
+    def _cut(self, work: nn.Module, plan: Plan, stats: Statistics) -> None:
+        """Mask what goes; where the criterion makes up for it, change what stays."""
+        changed: Mapping[str, Tensor] = {}
+        if isinstance(self.saliency, Compensating):
+            with torch.no_grad():
+                changed = self.saliency.compensate(parameters_of(work), plan.masks(work), stats)
+            check_finite(changed, "compensated weights")
+        mask(work, plan)
+        parameters = parameters_of(work)
+        with torch.no_grad():
+            for name, values in changed.items():
+                parameters[name].copy_(values)
+        reapply(work)
 
     def _training_progress(self, step: int, num_steps: int) -> OnStep | None:
         on_step = self.on_step
@@ -216,8 +229,9 @@ def plan_at(
     *,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
+    stats: Statistics | None = None,
 ) -> Plan:
-    """What goes at ``progress`` (0 to 1) of the way to ``budget``.
+    """What goes at ``progress`` (0 to 1) of the way to ``budget``; arguments are those of `Planner.plan`.
 
     What the plan ``before`` removed stays removed, unless the schedule may fall: then all is chosen afresh. With a
     schedule per layer the allocation says what goes of each layer at the whole budget, its schedule how much of that.
@@ -225,13 +239,14 @@ def plan_at(
     gone = {} if before is None or may_fall(schedule) else dict(before.removed)
     if not isinstance(schedule, PerLayer):
         target = budget and budget.with_removed(schedule(progress, budget.removed))
-        return planner.plan(saliency, allocation, target, data=data, loss=loss, gone=gone)
-    candidates = planner.candidates(saliency, data, loss, gone)
+        return planner.plan(saliency, allocation, target, data=data, loss=loss, gone=gone, stats=stats)
+    stats = planner.collect(saliency, data, loss) if stats is None else stats
+    candidates = planner.candidates(saliency, data, loss, gone, stats)
     wanted = () if budget is None else (budget.unit,)
     removed, _ = fit(allocation, candidates, budget, lambda r: planner.price(r, candidates.units, wanted))
     final = {units.name: int(removed[units.name].count_nonzero()) / units.num for units in candidates.units}
     fractions = schedule.fractions(progress, final, candidates.units)
-    return planner.plan(saliency, _Fractions(fractions), None, data=data, loss=loss, gone=gone)
+    return planner.plan(saliency, _Fractions(fractions), None, gone=gone, stats=stats)
 
 
 @dataclass(frozen=True)

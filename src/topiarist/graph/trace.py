@@ -30,6 +30,7 @@ from topiarist.graph.copies import UncopiedError, model_tensors, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
+from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
 from topiarist.graph.readers import READERS, body_of
 from topiarist.graph.reasons import Kind
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
@@ -74,10 +75,13 @@ class Tracked:
 
 @dataclass(frozen=True, eq=False)
 class Cost:
-    """Multiply–accumulates: the product of the sizes of ``axes``; ``tensor`` is the weight that takes part, if any."""
+    """Multiply–accumulates: the product of the sizes of ``axes``; ``tensor`` is the weight that takes part, if any,
+    ``matrix`` says which of its dimensions are which, and ``modules`` which modules ran, the outermost first."""
 
     axes: tuple[Axis, ...]
     tensor: str | None
+    matrix: Matrix | None = None
+    modules: tuple[str, ...] = ()
 
 
 class Trace:
@@ -98,8 +102,12 @@ class Trace:
         self.reads: dict[str, dict[int, Axis]] = {}  # weight → what it is summed over, by its dimension
         self.carries: dict[str, dict[int, Axis]] = {}  # weight → what it hands on index by index, as depthwise ones do
         self.used: set[str] = set()
+        self.summed: dict[str, list[Axis]] = {}  # weight → axes of it that a product with activations sums over
+        self.biases: dict[str, str] = {}  # weight → what is added to its outputs, one number each
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
+        self.strides: dict[str, tuple[int, ...]] = {}  # of the model's tensors, by name
+        self.sources: dict[str, tuple[Axis, ...]] = {}  # their axes
         self.counting = True
         self.is_elsewhere = False  # on the meta device in place of another
         self.is_inside = False  # of an operator
@@ -179,7 +187,21 @@ class Trace:
             self.graph.mark_role(axis, "met")  # queries and keys, for one: no weight alone reads it
         if not (left.zero[a[1]] or right.zero[b[1]]):
             self.inexact(axis, operator)
+        self.sums(*a)
+        self.sums(*b)
         return axis
+
+    def sums(self, tensor: Tensor, dim: int) -> None:
+        """Note that a product sums over dimension ``dim`` of ``tensor``, which may be a weight."""
+        tracked = self[tensor]
+        if tracked.source is not None:
+            self.summed.setdefault(tracked.source, []).append(tracked.axes[dim])
+
+    def adds(self, weight: Tensor, bias: Tensor) -> None:
+        """Note that ``bias`` is added to each output of a product with ``weight``."""
+        names = self[weight].source, self[bias].source
+        if names[0] is not None and names[1] is not None and bias.dim() == 1:
+            self.biases[names[0]] = names[1]
 
     def takes(self, source: str | None, read: Axis, carried: Axis | None = None) -> None:
         """Remember which dimensions of a weight are summed over, and which are handed on, where it is first used.
@@ -193,10 +215,25 @@ class Trace:
             dims = enumerate(self.dims[source])
             found[source] = {dim: axis for dim, own in dims if axis and not leaves.isdisjoint(self.graph.leaves(own))}
 
-    def cost(self, *axes: Axis, source: str | None) -> None:
-        """Count multiply–accumulates: the product of the sizes of ``axes``."""
+    def cost(self, *axes: Axis, source: str | None, factor: tuple[Tensor, int, int] | None = None) -> None:
+        """Count multiply–accumulates: the product of the sizes of ``axes``.
+
+        ``factor`` is the view of the model tensor ``source`` that takes part, with the dimension of it that is summed
+        over and the one that is left.
+        """
         if self.counting:
-            self.costs.append(Cost(axes, source))
+            matrix = None if factor is None or source is None else self._matrix(source, *factor)
+            self.costs.append(Cost(axes, source, matrix, tuple(self.running)))
+
+    def _matrix(self, source: str, view: Tensor, inner: int, outer: int) -> Matrix | None:
+        """What two dimensions of a view, or of a rearranged copy, are in the model tensor ``source``."""
+        strides, axes = self.strides[source], self.sources[source]
+        if any(self._known[id(t)][1].source == source and t.stride() == strides and t.dim() == len(axes)
+               for t in self._sharing.get(_storage(view), ())):  # fmt: skip
+            return matrix_by_strides(strides, view, inner, outer)
+        held = [{leaf for leaf in self.graph.leaves(axis) if leaf.size > 1} for axis in axes]
+        factor = [{*self.graph.leaves(self[view].axes[dim])} for dim in (inner, outer)]
+        return matrix_by_leaves(held, *factor)
 
     def sized(self, value: int, axis: Axis) -> None:
         """A call fixed the size of ``axis`` to ``value``: remember where the number came from."""
@@ -471,7 +508,8 @@ def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
             continue
         first[id(tensor)] = name
         state.own[id(tensor)] = tensor
-        axes = tuple(state.graph.leaf(size) for size in tensor.shape)
+        state.strides[name] = tensor.stride() if tensor.layout is torch.strided else ()
+        axes = state.sources[name] = tuple(state.graph.leaf(size) for size in tensor.shape)
         state.put(tensor, axes, [kind == "parameter"] * len(axes), source=name)  # masks zero parameters only
         state.dims[name] = axes
         if kind == "parameter":
