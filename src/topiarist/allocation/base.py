@@ -32,7 +32,7 @@ class Candidates:
     tensor that the units are named after, signed and in its own shape, for rules that go by spread or shape; ``gone``
     marks the units that an earlier step removed: they stay removed and count as removed; ``protected`` marks those that
     may not go. ``roles`` says in a word what hangs on the units, the same for units of the same kind; ``costs`` maps
-    what is counted (``"macs"``) to what the model costs with given numbers of units, by name, and those not named whole.
+    what is counted (``"macs"``) to what the model costs with given numbers of units by name, those not named whole.
 
     Raises:
         InputError: names repeat, scores are missing, or a tensor is not of shape ``(num units,)``.
