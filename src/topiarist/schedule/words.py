@@ -51,7 +51,8 @@ def resolve(schedule: str | Schedule | Mapping[str, str | Schedule] | PerLayer) 
     A user's function is tried from progress 0 to 1, see `topiarist.schedule.base.tried`.
 
     Raises:
-        InputError: the word is not known or its arguments do not fit, the object cannot be called, or the function is no schedule.
+        InputError: the word is not known or its arguments do not fit, the object cannot be called, or the function is
+            no schedule.
 
     Example:
         >>> resolve("cubic")(1.0, 0.9)
