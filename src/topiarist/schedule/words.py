@@ -6,7 +6,6 @@ What follows a colon are the arguments, in their order, all numbers: ``"polynomi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import overload
 
 from topiarist.errors import InputError, nearest
 from topiarist.schedule.base import Schedule, tried
@@ -41,10 +40,6 @@ _MAKERS: dict[str, Callable[..., Schedule]] = {
 WORDS = (*_FUNCTIONS, *_MAKERS)
 
 
-@overload
-def resolve(schedule: str | Schedule) -> Schedule: ...
-@overload
-def resolve(schedule: str | Schedule | Mapping[str, str | Schedule] | PerLayer) -> Schedule | PerLayer: ...
 def resolve(schedule: str | Schedule | Mapping[str, str | Schedule] | PerLayer) -> Schedule | PerLayer:
     """The schedule that a word, a function ``(progress, final) -> fraction removed`` or a dict of them by layer means.
 
@@ -63,7 +58,11 @@ def resolve(schedule: str | Schedule | Mapping[str, str | Schedule] | PerLayer) 
     if isinstance(schedule, PerLayer):
         return schedule
     if isinstance(schedule, Mapping):
-        return PerLayer({key: resolve(each) for key, each in schedule.items()})
+        return PerLayer({key: _one(each) for key, each in schedule.items()})
+    return _one(schedule)
+
+
+def _one(schedule: str | Schedule) -> Schedule:
     if isinstance(schedule, str):
         return _from_word(schedule)
     if isinstance(schedule, type) or not callable(schedule):
