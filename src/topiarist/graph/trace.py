@@ -2,13 +2,14 @@
 
 The run is on meta tensors (shapes only), so its cost does not grow with width or FLOPs; where that fails it is repeated
 on fake tensors, which know their devices, and at last on real ones. Evaluation and training mode are both traced into
-the same axes. The caller's model is not touched: a structural copy that shares its parameters runs instead.
+the same axes, in one run where the mode makes no difference. The caller's model is not touched: a structural copy that
+shares its parameters runs instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -31,6 +33,7 @@ from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
+from topiarist.graph.modes import Modes
 from topiarist.graph.readers import READERS, body_of
 from topiarist.graph.reasons import Kind
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
@@ -89,6 +92,7 @@ class Trace:
 
     def __init__(self) -> None:
         self.running: list[str] = []  # the modules that run at the moment, the outermost first
+        self.modes = Modes(self.running)
         self.order: dict[str, None] = {}  # every module that has run, the first to begin first
         self.graph = AxisGraph(self.here)
         self.costs: list[Cost] = []
@@ -151,6 +155,11 @@ class Trace:
         """Whether an operator or the model itself has made ``tensor``."""
         return id(tensor) in self._known
 
+    @property
+    def counts(self) -> bool:
+        """Whether what runs counts: in evaluation mode."""
+        return self.counting and not self.modes.is_training
+
     def here(self) -> tuple[str, str]:
         """The source line of the model's code that runs at the moment, and the module; empty where there is none."""
         return (source_line(), self.running[-1]) if self.running else ("", "")
@@ -205,7 +214,7 @@ class Trace:
         ``factor`` is the view of the model tensor ``source`` that takes part, with the dimension of it that is summed
         over and the one that is left.
         """
-        if self.counting:
+        if self.counts:
             matrix = None if factor is None or source is None else self._matrix(source, *factor)
             self.costs.append(Cost(axes, source, matrix, tuple(self.running)))
 
@@ -243,6 +252,24 @@ class Trace:
         """The shape of ``tensor`` as integers that remember their axes."""
         sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self.axes_of(tensor)]
         return torch.Size(sizes)
+
+    def known_of(self, out: Any) -> list[Tracked] | None:
+        """What is known of what a module returned, a tensor or a tuple or list of some; None of anything else."""
+        tensors = [out] if isinstance(out, Tensor) else out
+        if not isinstance(tensors, (tuple, list)) or not all(isinstance(t, Tensor) for t in tensors):
+            return None
+        return [self._known[id(t)][1] for t in tensors]
+
+    def alike(self, before: list[Tracked] | None, after: list[Tracked] | None) -> bool:
+        """Whether no operator can tell one output from the other."""
+        if before is None or after is None or len(before) != len(after):
+            return False
+        return all(
+            len(a.axes) == len(b.axes)
+            and all(self.graph.find(left) is self.graph.find(right) for left, right in zip(a.axes, b.axes, strict=True))
+            and (a.zero, a.source, a.is_uniform, a.pins) == (b.zero, b.source, b.is_uniform, b.pins)
+            for a, b in zip(before, after, strict=True)
+        )
 
     def forget(self) -> None:
         """Forget every tensor that is not the model's own, also where somebody has kept one without values."""
@@ -379,7 +406,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before, self.trace.is_inside = self.trace.is_inside, True
         try:
             out = self.trace.kernels(func, args, kwargs)
-            if self.trace.counting and (values := numbers_in(func, args, kwargs)):
+            if self.trace.counts and (values := numbers_in(func, args, kwargs)):
                 self.trace.numbers.append(Number(func.name(), values))
             self.trace.operator(func, args, kwargs, out)
         finally:
@@ -464,6 +491,8 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
                 errors[mode] = without_frames(error)
             if mode == "evaluation":
                 used, without_values = set(state.used), None if errors else ran
+                if state.modes.are_one:
+                    break
     state.close()
     if "evaluation" in errors:
         raise _trace_error(model, example_inputs, errors["evaluation"])
@@ -565,9 +594,10 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
     state.running.clear()
     clone.train(training)
     with ExitStack() as stack:
-        for name, module in clone.named_modules():
-            module.register_forward_pre_hook(_entered(state, name))
-            module.register_forward_hook(_recorder(state, name))
+        if not training:
+            state.modes = Modes(state.running)
+            stack.enter_context(state.modes.watched(clone))
+        stack.enter_context(_followed(state, clone))
         stack.enter_context(attributes.replaced(clone, lambda path, value: Size(value, Attribute(path), state)))
         stack.enter_context(plain_operators())
         stack.enter_context(_Operators(state))
@@ -579,24 +609,35 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
             state.graph.pin(axis, "it is a dimension of the model's output", "output")
 
 
-def _entered(state: Trace, name: str) -> Callable[[nn.Module, Any], None]:
+@contextmanager
+def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
+    """Inside the ``with``, the trace knows which of the modules run, and what they return."""
+    names = {id(module): name for name, module in model.named_modules()}
+
     def enter(module: nn.Module, args: Any) -> None:
-        del module, args
-        state.order[name] = None
-        state.running.append(name)
+        name = names.get(id(module))
+        if name is not None:
+            state.order[name] = None
+            state.running.append(name)
 
-    return enter
-
-
-def _recorder(state: Trace, name: str) -> Callable[[nn.Module, Any, Any], None]:
-    def record(module: nn.Module, args: Any, out: Any) -> None:
-        del module, args
+    def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        name = names.get(id(module))
+        if name is None:
+            return
         while state.running and state.running.pop() != name:
             pass  # a module inside that raised, and whose error the model caught
         for tensor in tensors_in(out):
             state.outputs.setdefault(name, []).extend(state.axes_of(tensor))
+        if state.modes.are_to_be_compared(name):
+            before = state.known_of(out)
+            state.modes.compare(name, lambda: state.alike(before, state.known_of(module(*args, **kwargs))))
 
-    return record
+    handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _storage(tensor: Tensor) -> int:
