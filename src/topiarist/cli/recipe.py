@@ -123,7 +123,9 @@ class Recipe(BaseModel):
         None, description="'config': tie sizes across layers so that the model's config describes what is left"
     )
     schedule: str = Field(
-        "one-shot", description="'one-shot', 'linear', 'cubic', 'exponential', 'constant-fraction' or a function"
+        "one-shot",
+        description="'one-shot', 'linear', 'cubic', 'polynomial:2', 'cosine', 'exponential', 'constant-fraction', "
+        "'one-cycle', 'movement', 'dense-sparse-dense' or a function",
     )
     steps: Counting | None = Field(None, description="pruning steps; what the schedule asks for unless given")
     recover: str = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from topiarist.recover import FineTune, LRRewind, Recovery, TrainingRecipe, Weig
 from topiarist.recover import resolve as recovery_of
 from topiarist.recover.train import to_device
 from topiarist.saliency import resolve as saliency_of
+from topiarist.schedule import WORDS as SCHEDULES
 from topiarist.schedule import resolve as schedule_of
 from topiarist.structure import resolve as structure_of
 
@@ -131,7 +132,7 @@ class Task:
         r = self.recipe
         options: dict[str, Any] = {**r.budget}
         budget = Budget(**options) if options else None
-        schedule = schedule_of(_object(r.schedule))
+        schedule = schedule_of(_object(r.schedule, SCHEDULES))
         return {"budget": budget, "schedule": schedule, "steps": r.steps, "min_units": r.min_units}
 
     @property
@@ -171,9 +172,10 @@ class Task:
         plan(self.model, self.example_inputs, allocation=allocation, **options)
 
 
-def _object(value: str) -> Any:
-    """A word as it is, or the object that ``package.module:name`` names."""
-    return import_object(value) if ":" in value else value
+def _object(value: str, words: Container[str] = ()) -> Any:
+    """A word as it is, one of ``words`` with arguments too, or the object that ``package.module:name`` names."""
+    word, colon, _ = value.partition(":")
+    return import_object(value) if colon and word not in words else value
 
 
 def _data(recipe: Recipe, stages: Stages) -> Data:
