@@ -76,7 +76,9 @@ class Budget:
         if self.executor not in EXECUTORS:
             raise InputError(f"no executor is called {self.executor!r} ({nearest(self.executor, EXECUTORS)})")
         if self.unit != "latency_ms" and self._conditions():
-            raise InputError(f"{', '.join(self._conditions())} say where latency_ms is measured, {self.unit} has no use")
+            raise InputError(
+                f"{', '.join(self._conditions())} say where latency_ms is measured, {self.unit} has no use"
+            )
         if self.batch is not None and self.batch < 1:
             raise InputError(f"a batch holds 1 example or more, got {self.batch!r}")
 
