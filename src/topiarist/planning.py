@@ -37,7 +37,6 @@ from topiarist.stats import collect_gradients
 from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
 from topiarist.structure.role import roles
-from topiarist.structure.rounding import multiple
 from topiarist.structure.step import by_axis, ranked
 
 Loss = Callable[[Any, Any], Tensor]
@@ -259,7 +258,7 @@ class Planner:
             )
         device = _device(budget.device) or next((p.device for p in self.model.parameters()), torch.device("cpu"))
         bench = Bench.of(self.example_inputs, device, budget.batch, budget.executor, self.clock)
-        axes = {u.name: Axis(u.num, u.minimum, 1 if u.step else _step(self.model, device)) for u in self.units}
+        axes = {u.name: Axis(u.num, u.minimum) for u in self.units}
         prediction = Prediction.of(lambda kept: self._cut(kept).to(device), axes, bench, path, progress)
         if budget.dense_ms is not None:
             prediction = prediction.scaled(budget.dense_ms)
@@ -476,12 +475,3 @@ def _device(name: str | None) -> torch.device | None:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used ({error}); try cpu") from error
-
-
-def _step(model: nn.Module, device: torch.device) -> int:
-    """The multiple of channels that the device computes in; 1 where nothing is known of it."""
-    try:
-        largest = max(model.parameters(), key=lambda p: p.numel())
-        return multiple(device, largest.dtype)
-    except (InputError, ValueError):
-        return 1

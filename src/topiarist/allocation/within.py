@@ -13,7 +13,9 @@ from topiarist.errors import BudgetError
 Removal = Mapping[str, Tensor]
 
 TOLERANCE = 0.05
-_MOST_TRIALS = 6
+_MOST_TRIALS = 6  # which are measured
+_MOST_CEILINGS = 30
+_CLOSE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,6 @@ def within(
     solve: Callable[[float], tuple[Removal, float]],
     furthest: Callable[[], tuple[Removal, float]],
     measure: Callable[[Removal], float],
-    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Trial, str]:
     """A removal whose measured cost is the target, within 5 %, and what there is to say where it is not.
 
@@ -41,7 +42,6 @@ def within(
         solve: maps a ceiling on the predicted cost to a removal and its predicted cost.
         furthest: the removal of all that may go.
         measure: the cost of a removal.
-        progress: called with the number of trials done and the most there can be.
 
     Raises:
         BudgetError: all that may go is gone, and more than the target is measured.
@@ -57,37 +57,43 @@ def within(
     """
     trials: list[Trial] = []
     low, high, ceiling = 0.0, math.inf, target
-    for number in range(1, _MOST_TRIALS + 1):
-        at_end = False
+    for _ in range(_MOST_CEILINGS):
+        why = ""
         try:
             removed, predicted = solve(ceiling)
         except BudgetError as error:
-            at_end, why = True, str(error)
+            why = str(error)
             removed, predicted = furthest()
-        if any(_same(removed, trial.removed) for trial in trials):
-            break
-        trials.append(Trial(removed, predicted, measure(removed)))
-        if progress is not None:
-            progress(number, _MOST_TRIALS)
-        measured = trials[-1].measured
-        if abs(measured / target - 1) <= TOLERANCE:
-            return trials[-1], ""
-        if measured < target and not any(bool(gone.any()) for gone in removed.values()):
-            return trials[-1], f"nothing needs to go: the whole model takes {measured:.4g}"
-        if measured > target and at_end:
+        trial = next((t for t in trials if _same(removed, t.removed)), None)
+        is_new = trial is None
+        if trial is None:
+            if len(trials) == _MOST_TRIALS:
+                break
+            trial = Trial(removed, predicted, measure(removed))
+            trials.append(trial)
+        if abs(trial.measured / target - 1) <= TOLERANCE:
+            return trial, ""
+        if trial.measured < target and not any(bool(gone.any()) for gone in removed.values()):
+            return trial, f"nothing needs to go: the whole model takes {trial.measured:.4g}"
+        if trial.measured > target and why:
             raise BudgetError(
-                f"asked for {target:g}, and {measured:.4g} is measured when all goes that may ({predicted:.4g} were "
-                f"predicted): {why}"
+                f"asked for {target:g}, and {trial.measured:.4g} is measured when all goes that may "
+                f"({predicted:.4g} were predicted): {why}"
             )
-        low, high = (max(low, ceiling), high) if measured < target else (low, min(high, ceiling))
-        ceiling = _next(low, high, ceiling * target / measured)
+        low, high = (max(low, ceiling), high) if trial.measured < target else (low, min(high, ceiling))
+        ceiling = _next(low, high, ceiling * target / trial.measured if is_new else math.nan)
+        if high - low <= _CLOSE * high:
+            break
     return _best(trials, target)
 
 
 def _next(low: float, high: float, guess: float) -> float:
+    """The guess where it lies in the bracket, else the middle of the bracket, or half or twice its only end."""
     if low < guess < high:
         return guess
-    return math.sqrt(low * high) if low and math.isfinite(high) else guess
+    if low and math.isfinite(high):
+        return math.sqrt(low * high)
+    return 2 * low if low else high / 2
 
 
 def _best(trials: list[Trial], target: float) -> tuple[Trial, str]:

@@ -74,21 +74,14 @@ def quiet(times: Sequence[float]) -> float:
     return sorted(times)[(len(times) - 1) // 10]
 
 
-def in_turn(
-    executables: Mapping[str, Executable],
-    clock: Clock,
-    rounds: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, list[float]]:
+def in_turn(executables: Mapping[str, Executable], clock: Clock, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each, ``rounds`` times, taken in turn, so that what else the machine does hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in executables}
     names = list(executables)
     for i in range(rounds):
         first = i % max(1, len(names))
-        for j, name in enumerate(names[first:] + names[:first], start=1):
+        for name in names[first:] + names[:first]:
             times[name].append(clock(executables[name]))
-            if progress is not None:
-                progress(i * len(names) + j, rounds * len(names))
     return times
 
 

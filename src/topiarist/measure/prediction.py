@@ -1,8 +1,8 @@
 """The latency of a model at any widths, from measured times of its parts at a few.
 
-A part is timed at every combination of a few numbers of the units that change it, rounded to the widths that the device
-computes in, and interpolated between them. What parts do not say, calls, sums, and what a compiler fuses, is a straight
-line: latency = a + b · Σ parts, through whole models that are timed.
+A part is timed at every combination of a few numbers of the units that change it, and interpolated between them. What
+parts do not say, calls, sums, and what a compiler fuses, is a straight line: latency = a + b · Σ parts, through whole
+models that are timed.
 """
 
 from __future__ import annotations
@@ -25,31 +25,26 @@ from topiarist.measure.table import LatencyTable, where
 
 NUM_WIDTHS = 5  # of each axis; a prime, so that the designs below meet every pair of widths
 _ROUNDS = 5
-_ROUNDS_OF_WHOLE = 9
+_ROUNDS_OF_WHOLE = 15
 _LEVELS_OF_WHOLE = (1.0, 0.6, 0.0)  # where on the way from the fewest units to all, whole models are timed
 
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """One set of units: how many there are, how many stay at least, and the multiple that the device computes in."""
+    """One set of units: how many there are, and how many stay at least."""
 
     num: int
     minimum: int
-    step: int = 1
-
-    def rounded(self, kept: int) -> int:
-        """As many units as take the time that ``kept`` take.
-
-        Example:
-            >>> Axis(20, 1, 8).rounded(9), Axis(20, 1, 8).rounded(17)
-            (16, 20)
-        """
-        return min(self.num, -(-kept // self.step) * self.step)
 
     def widths(self) -> list[int]:
-        """The numbers of units to measure at, ascending."""
-        spread = np.linspace(max(1, self.minimum), self.num, NUM_WIDTHS)
-        return sorted({self.rounded(round(float(width))) for width in spread})
+        """The numbers of units to measure at, ascending: quarters of all, and the fewest.
+
+        Example:
+            >>> Axis(64, 1).widths()
+            [1, 16, 32, 48, 64]
+        """
+        least = max(1, self.minimum)
+        return sorted({max(least, round(self.num * i / (NUM_WIDTHS - 1))) for i in range(NUM_WIDTHS)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +111,7 @@ class Prediction:
 
     def __call__(self, kept: Mapping[str, int]) -> float:
         """The milliseconds that are expected where so many units stay; sets not named are whole."""
-        width = {name: axis.rounded(kept.get(name, axis.num)) for name, axis in self.axes.items()}
+        width = {name: kept.get(name, axis.num) for name, axis in self.axes.items()}
         return self.constant + self.factor * _sum_of_parts(self.parts, width)
 
     def __str__(self) -> str:
@@ -148,10 +143,12 @@ class Prediction:
             cut: a new model with so many units left, by name; sets not named are whole.
             axes: the sets of units, by name.
             path: a file that keeps the times; an interrupted measurement goes on from it.
-            progress: called with the number of times taken and of all.
+            progress: called with the number of models looked at and the most there can be, and then with the number of
+                times taken and of all.
         """
-        touched = _touched(cut, axes, bench.inputs)
-        points, cells = _designed(cut, axes, touched, bench.inputs)
+        seen = _Looks(cut, bench.inputs, len(axes) + NUM_WIDTHS**2, progress)
+        touched = _touched(seen, axes)
+        points, cells = _designed(seen, axes, touched)
         table = LatencyTable.open(path, where(bench.device, bench.executor))
         make = {key: lambda part=part: bench.part(part) for key, part in cells.items()}
         table.complete(make, bench.clock, _ROUNDS, path, progress)
@@ -172,20 +169,34 @@ def _sum_of_parts(
 
 
 def _at_level(axes: Mapping[str, Axis], level: float) -> dict[str, int]:
-    return {
-        name: axis.rounded(round(axis.minimum + level * (axis.num - axis.minimum)) or 1) for name, axis in axes.items()
-    }
+    return {n: max(1, round(axis.minimum + level * (axis.num - axis.minimum))) for n, axis in axes.items()}
 
 
-def _touched(
-    cut: Callable[[Mapping[str, int]], nn.Module], axes: Mapping[str, Axis], inputs: Any
-) -> dict[str, tuple[str, ...]]:
+@dataclass
+class _Looks:
+    """Makes models of given widths and returns their parts."""
+
+    cut: Callable[[Mapping[str, int]], nn.Module]
+    inputs: Any
+    most: int
+    progress: Callable[[int, int], None] | None
+    done: int = 0
+
+    def __call__(self, kept: Mapping[str, int]) -> dict[str, Part]:
+        found = parts_of(self.cut(kept), self.inputs)
+        self.done += 1
+        if self.progress is not None:
+            self.progress(min(self.done, self.most), self.most)
+        return found
+
+
+def _touched(look: _Looks, axes: Mapping[str, Axis]) -> dict[str, tuple[str, ...]]:
     """Per part the sets of units that change it: those of which fewer make another part of it."""
-    whole = parts_of(cut({}), inputs)
+    whole = look({})
     touched: dict[str, list[str]] = {name: [] for name in whole}
     for axis_name, axis in axes.items():
         widths = axis.widths()
-        fewer = parts_of(cut({axis_name: widths[0]}), inputs) if len(widths) > 1 else whole
+        fewer = look({axis_name: widths[0]}) if len(widths) > 1 else whole
         for name, part in whole.items():
             if name not in fewer or fewer[name].key != part.key:
                 touched[name].append(axis_name)
@@ -193,19 +204,14 @@ def _touched(
 
 
 def _designed(
-    cut: Callable[[Mapping[str, int]], nn.Module],
-    axes: Mapping[str, Axis],
-    touched: Mapping[str, tuple[str, ...]],
-    inputs: Any,
+    look: _Looks, axes: Mapping[str, Axis], touched: Mapping[str, tuple[str, ...]]
 ) -> tuple[dict[str, dict[Point, str]], dict[str, Part]]:
     """Per part the points to measure at, each with the key of what is run there; and the parts by key."""
     points: dict[str, dict[Point, str]] = {name: {} for name in touched}
     cells: dict[str, Part] = {}
     for kept in _designs(axes, touched):
         missing = [n for n, names in touched.items() if tuple(kept[each] for each in names) not in points[n]]
-        if not missing:
-            continue
-        found = parts_of(cut(kept), inputs)
+        found = look(kept) if missing else {}
         for name in missing:
             if name in found:
                 points[name][tuple(kept[each] for each in touched[name])] = found[name].key
