@@ -82,7 +82,7 @@ def within(
             )
         low, high = (max(low, ceiling), high) if trial.measured < target else (low, min(high, ceiling))
         ceiling = _next(low, high, ceiling * target / trial.measured if is_new else math.nan)
-        if high - low <= _CLOSE * high:
+        if math.isfinite(high) and high - low <= _CLOSE * high:
             break
     return _best(trials, target)
 
