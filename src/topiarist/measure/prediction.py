@@ -146,10 +146,10 @@ class Prediction:
             progress: called with the number of models looked at and the most there can be, and then with the number of
                 times taken and of all.
         """
+        table = LatencyTable.open(path, where(bench.device, bench.executor))
         seen = _Looks(cut, bench.inputs, len(axes) + NUM_WIDTHS**2, progress)
         touched = _touched(seen, axes)
         points, cells = _designed(seen, axes, touched)
-        table = LatencyTable.open(path, where(bench.device, bench.executor))
         make = {key: lambda part=part: bench.part(part) for key, part in cells.items()}
         table.complete(make, bench.clock, _ROUNDS, path, progress)
         parts = {
