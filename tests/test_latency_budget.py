@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import topiarist
 from topiarist.allocation.within import within
+from topiarist.cli.app import app
 from topiarist.errors import BudgetError, FormatError, InputError
 from topiarist.measure.executors import prepare, quiet, ratio, wall_clock, with_batch
 from topiarist.measure.interpolate import interpolate
@@ -334,3 +336,20 @@ def test_heads_can_be_timed_too():
     planner = Planner(made.model, made.axes, made.structure, example_inputs=torch.zeros(1, 3, 32, 32), clock=Clock())
     planner, _ = planner.timed(Budget(latency_ms=1.0))
     assert any("qkv" in name and axes for name, (axes, _) in planner.prediction.parts.items())
+
+
+def test_a_prediction_above_what_is_measured_removes_nothing_that_need_not_go():
+    clock = Clock(0.9)
+    planner, budget = planner_of(clock).timed(Budget(latency_ms=500.0))
+    assert planner.prediction({}) != pytest.approx(budget.dense_ms, rel=1e-3)
+    plan = planner.plan(Magnitude(2), topiarist.allocation.Uniform(), budget)
+    assert plan.num_removed == 0
+
+
+def test_the_command_line_takes_it(tmp_path):
+    options = ["--structure", "channel", "--latency-ms", "1000", "--epochs", "0.05", "--recover", "none"]
+    found = CliRunner().invoke(app, ["prune", *options, "--out", str(tmp_path / "run")])
+    assert found.exit_code == 0, found.output
+    refused = CliRunner().invoke(app, ["prune", "--latency-ms", "1", "--out", str(tmp_path / "other")])
+    assert refused.exit_code == 2
+    assert "zeros take as long" in refused.output

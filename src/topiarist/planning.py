@@ -251,11 +251,7 @@ class Planner:
         """
         if budget is None or budget.unit != "latency_ms":
             return self, budget
-        if not self.structure.is_physical:
-            raise InputError(
-                f"{self.structure} leaves tensors as large as they are, and zeros take as long as other numbers; "
-                "for latency_ms try structure='channel'"
-            )
+        require_physical(self.structure)
         device = _device(budget.device) or next((p.device for p in self.model.parameters()), torch.device("cpu"))
         bench = Bench.of(self.example_inputs, device, budget.batch, budget.executor, self.clock)
         axes = {u.name: Axis(u.num, u.minimum) for u in self.units}
@@ -475,3 +471,16 @@ def _device(name: str | None) -> torch.device | None:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used ({error}); try cpu") from error
+
+
+def require_physical(structure: Structure) -> None:
+    """Refuse a budget of latency where removing units makes no tensor smaller.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not structure.is_physical:
+        raise InputError(
+            f"{structure} leaves tensors as large as they are, and zeros take as long as other numbers; "
+            "for latency_ms try structure='channel'"
+        )
