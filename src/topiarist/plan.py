@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from topiarist.errors import FormatError, InputError, nearest
 
 PLAN_FORMAT = "topiarist-plan"
 PLAN_VERSION = 1
+_LATER = ("zeroed",)  # parts of the decision that only some structures have: left out where there are none
 _LONGEST_INDEX_LIST = 4096  # longer selections are stored as packed bits
 
 
@@ -158,13 +159,17 @@ class Member:
     """Where one set of units lives in one tensor of the model.
 
     ``dim`` is the tensor dimension that the units index, ``unit`` maps each position along it to a unit
-    (int64 of shape ``(size of dim,)``, −1 where no unit of this set lives). ``dim`` is ``None`` where every single
-    entry is a unit of its own, in row-major order.
+    (int64 of shape ``(size of dim,)``, −1 where no unit of this set lives). Where units are entries, ``dim`` is
+    ``None`` and ``unit`` maps the entries in row-major order (``(num entries,)``), or is ``None`` as well where every
+    single entry is a unit of its own. ``side`` is ``"in"`` where activations are multiplied by the tensor and summed
+    over ``dim``: the tensor consumes the units; ``"out"`` where they are summed over another dimension: the tensor
+    makes the units; ``""`` where neither: biases, norms, tables.
     """
 
     tensor: str
     dim: int | None = None
     unit: Tensor | None = None
+    side: Literal["in", "out", ""] = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,10 +207,12 @@ class Plan:
     """Which units go: a frozen, comparable value with a digest, stored as JSON.
 
     ``removed`` maps each set of units to a bool tensor of shape ``(num units,)``, True where the unit goes.
-    ``slices`` maps tensor names to the positions that leave their dimensions (empty for ``structure="weight"``);
-    ``attributes`` maps dotted paths (``"blocks.0.attn.num_heads"``) to the sizes that follow. ``inexact`` names the
-    cut axes for which removing cannot equal zeroing, with the operator that makes it so. ``requested`` and
-    ``achieved`` are in the words of `Budget`, and in units and fractions; ``notes`` say what there is to say of them.
+    ``zeroed`` maps parameters to the entries that become zero, in row-major order, for structures whose units are sets
+    of entries (for ``structure="weight"`` the units are the entries, and ``removed`` says it). ``slices`` maps tensor
+    names to the positions that leave their dimensions (empty for structures that zero entries); ``attributes`` maps
+    dotted paths (``"blocks.0.attn.num_heads"``) to the sizes that follow. ``inexact`` names the cut axes for which
+    removing cannot equal zeroing, with the operator that makes it so. ``requested`` and ``achieved`` are in the words
+    of `Budget`, and in units and fractions; ``notes`` say what there is to say of them.
 
     Example:
         >>> plan = Plan("weight", {"weight": torch.tensor([True, False])})
@@ -221,9 +228,10 @@ class Plan:
     requested: Mapping[str, float] = field(default_factory=dict)
     achieved: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    zeroed: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("removed", "slices", "attributes", "inexact", "requested", "achieved"):
+        for name in ("removed", "slices", "attributes", "inexact", "requested", "achieved", "zeroed"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
@@ -238,8 +246,9 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the decision (structure, removed units, slices, attributes), in hexadecimal."""
-        decision = {k: self._json()[k] for k in ("structure", "removed", "slices", "attributes")}
+        """SHA-256 over the decision (structure, removed units, slices, attributes, …), in hexadecimal."""
+        said = self._json()
+        decision = {k: said[k] for k in ("structure", "removed", "slices", "attributes", *_LATER) if k in said}
         return hashlib.sha256(json.dumps(decision, sort_keys=True).encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -260,7 +269,7 @@ class Plan:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         others = _buffers_and_attributes(model)
         masks: dict[str, Tensor] = {}
-        for name, removed in self.removed.items() if self.structure == "weight" else ():
+        for name, removed in (self.removed if self.structure == "weight" else self.zeroed).items():
             parameter = _find(name, parameters)
             if parameter.numel() != removed.numel():
                 raise InputError(f"{name} has {parameter.numel()} entries, the plan was made for {removed.numel()}")
@@ -298,6 +307,7 @@ class Plan:
             "requested": dict(self.requested),
             "achieved": dict(self.achieved),
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"zeroed": {k: _encode(v) for k, v in self.zeroed.items()}} if self.zeroed else {}),
         }
 
     @classmethod
@@ -323,6 +333,7 @@ class Plan:
                 requested=raw["requested"],
                 achieved=raw["achieved"],
                 notes=tuple(str(note) for note in raw.get("notes", ())),
+                zeroed={k: _decode(v) for k, v in raw.get("zeroed", {}).items()},
             )
         except FormatError:
             raise

@@ -33,11 +33,14 @@ from topiarist.saliency import Saliency
 from topiarist.saliency.base import needs, score
 from topiarist.saliency.finite import check_finite
 from topiarist.shrink import shrink
-from topiarist.stats import collect_gradients
+from topiarist.stats import PerParameter, Statistics, Subject, collect, start
 from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
+from topiarist.structure.channel import axis_units
+from topiarist.structure.entries import zeroed
 from topiarist.structure.role import roles
 from topiarist.structure.step import by_axis, ranked
+from topiarist.structure.words import word_of
 
 Loss = Callable[[Any, Any], Tensor]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -163,8 +166,8 @@ class Planner:
     structure: Structure
     keep: Sequence[str] = ()
     excluded: Mapping[str, str] = field(default_factory=dict)
-    min_units: MinUnits | None = None
     example_inputs: Any = None
+    min_units: MinUnits | None = None
     prediction: Prediction | None = None
     clock: Clock = wall_clock
 
@@ -184,7 +187,7 @@ class Planner:
                 f"uniform={uniform!r} ties sizes, and {structure} leaves all as they are; try structure='channel'"
             )
         axes = trace(model, example_inputs, uniform)
-        return cls(model, axes, structure, keep, min_units=min_units, example_inputs=example_inputs)
+        return cls(model, axes, structure, keep, example_inputs=example_inputs, min_units=min_units)
 
     @cached_property
     def units(self) -> tuple[Units, ...]:
@@ -201,9 +204,13 @@ class Planner:
         data: Iterable[Any] | None = None,
         loss: Loss | None = None,
         gone: Mapping[str, Tensor] | None = None,
+        stats: Statistics | None = None,
     ) -> Plan:
-        """Score the units, spread the budget, and say what goes; ``gone`` units stay removed."""
-        candidates = self.candidates(saliency, data, loss, gone or {})
+        """Score the units, spread the budget, and say what goes; ``gone`` units stay removed.
+
+        ``stats`` is what `collect` returned; without it that is done here.
+        """
+        candidates = self.candidates(saliency, data, loss, gone or {}, stats)
         removed, found, notes = self._chosen(candidates, allocation, budget)
         requested = {} if budget is None else {budget.unit: budget.value}
         missed = self.axes.undescribed(by_axis(candidates.units, removed, self.axes))
@@ -216,6 +223,8 @@ class Planner:
         self, candidates: Candidates, allocation: Allocation, budget: Budget | None
     ) -> tuple[Mapping[str, Tensor], Mapping[str, float], tuple[str, ...]]:
         """What goes, what that costs in the budget's unit, and notes."""
+        if budget is None and getattr(self.structure, "names_amount", False):
+            return dict(allocation(candidates, 1.0)), {}, ()
         wanted = () if budget is None else (budget.unit,)
         price = partial(self.price, units=candidates.units, wanted=wanted)
         if budget is None or budget.unit != "latency_ms" or self.prediction is None:
@@ -269,17 +278,24 @@ class Planner:
         return {u.name: torch.arange(u.num) >= kept.get(u.name, u.num) for u in units}
 
     def candidates(
-        self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None, gone: Mapping[str, Tensor]
+        self,
+        saliency: Saliency,
+        data: Iterable[Any] | None,
+        loss: Loss | None,
+        gone: Mapping[str, Tensor],
+        stats: Statistics | None = None,
     ) -> Candidates:
         """The units with their scores; ``gone`` maps axes or weights to what an earlier plan removed."""
-        parameters, gradients = parameters_of(self.model), self._gradients(saliency, data, loss)
-
+        parameters = parameters_of(self.model)
+        stats = self.collect(saliency, data, loss) if stats is None else stats
         scored_ones = self._parameters_of_units(parameters)
         check_finite(scored_ones, "weights")
-        check_finite({name: g for name, g in (gradients or {}).items() if name in scored_ones}, "gradients")
+        for need, found in stats.items():
+            if isinstance(found, PerParameter):
+                check_finite({name: v for name, v in found.values.items() if name in scored_ones}, str(need))
 
         def scored(units: Units) -> Tensor:
-            return score(saliency, slices(units, parameters, gradients), checked=True)
+            return score(saliency, slices(units, parameters, stats), checked=True)
 
         own, scores, lost = {u.name: u for u in self.units}, {}, dict(gone)
         for units in self.units:
@@ -293,12 +309,20 @@ class Planner:
             scores,
             lambda name: own_weight(own[name], parameters),
             lost,
+            self._protected(tuple(own.values()), scores, lost),
             roles(self.axes, self.units, parameters),
             {
                 **{unit: self._cost(unit, tuple(own.values())) for unit in ("params", "macs", "bytes")},
                 **({} if self.prediction is None else {"latency_ms": self.prediction}),
             },
         )
+
+    def _protected(
+        self, units: Sequence[Units], scores: Mapping[str, Tensor], gone: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Which units the structure holds back, whatever the budget."""
+        protected = getattr(self.structure, "protected", None)
+        return {} if protected is None else protected(self.axes, units, scores, gone)
 
     def _cost(self, unit: str, units: Sequence[Units]) -> Cost:
         """What the model costs in ``unit`` with given numbers of the units, which of them does not matter."""
@@ -308,18 +332,30 @@ class Planner:
 
         return cost
 
-    def _parameters_of_units(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        axes = {name for units in self.units for name in (units.name, *(name for name, _ in units.step))}
-        members = [m for units in self.units for m in units.members]
-        members.extend(m for axis in self.axes.axes if axis.name in axes for m in axis.members)
-        return {m.tensor: parameters[m.tensor] for m in members if m.tensor in parameters}
+    def collect(self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None) -> Statistics:
+        """What the criterion needs beyond weights, each collected once and all in the same pass over ``data``.
 
-    def _gradients(self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None) -> dict[str, Tensor] | None:
-        if "gradients" not in needs(saliency):
-            return None
-        if data is None or loss is None:
-            raise InputError(f"{saliency} needs gradients: pass data=batches of (inputs, targets) and loss=function")
-        return collect_gradients(self.model, data, loss)
+        Raises:
+            InputError: the data or the loss that it takes is not there.
+        """
+        subject = Subject(self.model, self._scored_units(), self.axes, self.example_inputs)
+        stats = start(needs(saliency), subject)
+        for need, statistic in stats.items():
+            if statistic.reads == "loss" and (data is None or loss is None):
+                raise InputError(f"{saliency} needs {need}: pass data=batches of (inputs, targets) and loss=function")
+            if statistic.reads == "inputs" and data is None:
+                raise InputError(f"{saliency} needs {need}: pass data=batches of inputs")
+        collect(stats.values(), subject, data, loss)
+        return stats
+
+    def _scored_units(self) -> tuple[Units, ...]:
+        """What criteria are asked about: the units, or the indices of each axis where a unit takes several."""
+        axes = dict.fromkeys(name for units in self.units for name, _ in units.step)
+        return (*(u for u in self.units if not u.step), *(axis_units(self.axes[name]) for name in axes))
+
+    def _parameters_of_units(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        members = [m for units in self._scored_units() for m in units.members]
+        return {m.tensor: parameters[m.tensor] for m in members if m.tensor in parameters}
 
     def make(
         self,
@@ -330,9 +366,10 @@ class Planner:
     ) -> Plan:
         """The plan that removes exactly these units, ``units`` as `candidates` ranked them."""
         removed = by_axis(self.units if units is None else units, removed, self.axes)
-        name = type(self.structure).__name__.lower()
+        name = word_of(self.structure)
         if not self.structure.is_physical:
-            return Plan(name, removed, requested=requested or {}, achieved=achieved or {})
+            entries = {} if name == "weight" else zeroed(self.units, removed)
+            return Plan(name, removed, requested=requested or {}, achieved=achieved or {}, zeroed=entries)
         attributes, broken = self.axes.attributes(removed)
         if broken:
             places = ", ".join(sorted({c.where for c in broken}))
@@ -394,9 +431,9 @@ class Planner:
         """What a removal leaves, in every unit of `Budget` that is ``wanted``: exact counts of the model that results;
         of ``latency_ms``, a prediction.
 
-        For weights, ``params`` and ``compression`` count what is not removed, ``macs`` the products with it (Blalock et
-        al. 2020), ``bytes`` what `topiarist.save` stores of tensors; for structures that shrink, ``bytes`` are those of
-        parameters and buffers.
+        Where entries are zeroed, ``params`` and ``compression`` count what is not removed, ``macs`` the products
+        with it (Blalock et al. 2020), ``bytes`` what `topiarist.save` stores of tensors; for structures that shrink,
+        ``bytes`` are those of parameters and buffers.
         """
         found: dict[str, float] = {}
         left: Mapping[str, Callable[[], float]] = {}
@@ -442,15 +479,16 @@ class Planner:
         return predicted_peak_bytes(shrink(self.model, self.make(removed, ())), self.example_inputs)
 
     def _sparse(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
-        """The same of what is not zero after single weights are gone."""
-        less = {name: int(gone.count_nonzero()) for name, gone in removed.items()}
+        """The same of what is not zero after entries are gone."""
+        entries = zeroed(self.units, removed)
+        less = {name: int(gone.count_nonzero()) for name, gone in entries.items()}
         products = self._macs_by_tensor
         return {
             "params": lambda: self.axes.num_params() - sum(less.values()),
             "macs": lambda: (
-                self.axes.num_macs() - sum(products.get(n, 0) * k / removed[n].numel() for n, k in less.items())
+                self.axes.num_macs() - sum(products.get(n, 0) * k / entries[n].numel() for n, k in less.items())
             ),
-            "bytes": lambda: self._stored.with_removed(removed),
+            "bytes": lambda: self._stored.with_removed(entries),
             "peak_memory": lambda: self._whole_peak,
         }
 

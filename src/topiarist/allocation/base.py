@@ -30,9 +30,9 @@ class Candidates:
 
     ``scores`` maps each units' name to floats of shape ``(num units,)``, low scores go first; ``weight(name)`` is the
     tensor that the units are named after, signed and in its own shape, for rules that go by spread or shape; ``gone``
-    marks the units that an earlier step removed: they stay removed and count as removed. ``roles`` says in a word what
-    hangs on the units, the same for units of the same kind; ``costs`` maps what is counted (``"macs"``) to what the
-    model costs with given numbers of units, by name, and those not named whole.
+    marks the units that an earlier step removed: they stay removed and count as removed; ``protected`` marks those that
+    may not go. ``roles`` says in a word what hangs on the units, the same for units of the same kind; ``costs`` maps
+    what is counted (``"macs"``) to what the model costs with given numbers of units by name, those not named whole.
 
     Raises:
         InputError: names repeat, scores are missing, or a tensor is not of shape ``(num units,)``.
@@ -42,6 +42,7 @@ class Candidates:
     scores: Mapping[str, Tensor]
     weight: Callable[[str], Tensor] = _no_weight
     gone: Mapping[str, Tensor] = field(default_factory=dict)
+    protected: Mapping[str, Tensor] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
     _known: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
@@ -51,10 +52,10 @@ class Candidates:
         names = [units.name for units in self.units]
         if len(set(names)) != len(names):
             raise InputError(f"units' names must differ, got {names}")
-        if set(names) != set(self.scores) or not set(self.gone) <= set(names):
+        if set(names) != set(self.scores) or not {*self.gone, *self.protected} <= set(names):
             raise InputError(f"units {names}, scores for {[*self.scores]}, gone of {[*self.gone]}: names must agree")
         for units in self.units:
-            for tensor in (self.scores[units.name], self.gone.get(units.name)):
+            for tensor in (part.get(units.name) for part in (self.scores, self.gone, self.protected)):
                 if tensor is not None and tensor.shape != (units.num,):
                     raise InputError(
                         f"{units.name!r} has {units.num} units, got a tensor of shape {tuple(tensor.shape)}"
@@ -74,6 +75,7 @@ class Candidates:
             units=tuple(units for units in self.units if units.name in names),
             scores={name: scores for name, scores in self.scores.items() if name in names},
             gone={name: gone for name, gone in self.gone.items() if name in names},
+            protected={name: stay for name, stay in self.protected.items() if name in names},
         )
 
     @property
@@ -86,8 +88,10 @@ class Candidates:
         return int(self.gone[name].count_nonzero()) if name in self.gone else 0
 
     def most(self, units: Units) -> int:
-        """How many of ``units`` may be gone at most: all but the minimum, and never fewer than are gone already."""
-        return max(units.num - units.minimum, self.num_gone(units.name))
+        """How many of ``units`` may be gone at most: all but the minimum and those protected, and never fewer than are
+        gone already."""
+        stay = int(self.protected[units.name].count_nonzero()) if units.name in self.protected else 0
+        return max(units.num - max(units.minimum, stay), self.num_gone(units.name))
 
     @property
     def most_of_all(self) -> int:
@@ -99,16 +103,22 @@ class Candidates:
         num = min(max(num, self.num_gone(units.name)), self.most(units))
         scores = self.scores[units.name]
         if units.num > _SORTED:
-            gone = {units.name: self.gone[units.name]} if units.name in self.gone else {}
-            return select({units.name: scores}, num, gone)[units.name]
+            gone, stay = (
+                {units.name: part[units.name]} if units.name in part else {} for part in (self.gone, self.protected)
+            )
+            return select({units.name: scores}, num, gone, stay)[units.name]
         mask = torch.zeros(units.num, dtype=torch.bool)
         mask[self._order(units.name)[:num]] = True
         return mask.to(scores.device)
 
     def _order(self, name: str) -> Tensor:
-        """The units of one set in the order in which they go, those gone first; made once, as levels are many."""
+        """The units of one set in the order in which they go, those gone first and those protected last; made once, as
+        levels are many."""
         if name not in self._orders:
             order = ranking(self.scores[name])
+            if name in self.protected:
+                last = self.protected[name].cpu()[order]
+                order = torch.cat([order[~last], order[last]])
             if name in self.gone:
                 first = self.gone[name].cpu()[order]
                 order = torch.cat([order[first], order[~first]])
@@ -122,8 +132,12 @@ class Candidates:
         """
         ranked = {units.name: (scores or self.scores)[units.name] for units in self.units}
         num = min(max(num, sum(self.num_gone(units.name) for units in self.units)), self.most_of_all)
-        protected = {u.name: ~self.lowest(u, u.num) for u in self.units if u.minimum}  # the best, up to the minimum
-        return select(ranked, num, self.gone, protected)
+        stay = {  # those protected, and the best, up to the minimum
+            u.name: ~self.lowest(u, u.num) if u.minimum else self.protected[u.name]
+            for u in self.units
+            if u.minimum or u.name in self.protected
+        }
+        return select(ranked, num, self.gone, stay)
 
 
 class Allocation(Protocol):

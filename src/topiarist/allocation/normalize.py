@@ -64,7 +64,9 @@ def comparable(candidates: Candidates, how: str) -> dict[str, Tensor]:
         [-1.0, 1.0]
     """
     if how == "auto":
-        single = all(member.dim is None for units in candidates.units for member in units.members)
+        single = all(
+            member.dim is None and member.unit is None for units in candidates.units for member in units.members
+        )
         how = "none" if single else "mean"
     return {units.name: _normalized(candidates, units.name, how) for units in candidates.units}
 

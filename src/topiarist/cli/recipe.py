@@ -15,6 +15,7 @@ from topiarist.allocation import takes_budget
 from topiarist.cli.files import write_text
 from topiarist.errors import InputError, nearest
 from topiarist.methods import resolve
+from topiarist.structure.words import named
 
 FILE = "recipe.yaml"
 
@@ -95,7 +96,9 @@ class Recipe(BaseModel):
 
     method: str | None = Field(None, description="a published system instead of the parts below: topiarist methods")
     options: Settings = Field({}, description="the method's own options: scope=layer,seed=3")
-    structure: str = Field("weight", description="what one unit is: 'weight', 'channel' or 'head'")
+    structure: str = Field(
+        "weight", description="what one unit is: 'weight', '2:4', 'block:4x4', 'kernel', 'channel', 'head', …"
+    )
     saliency: str = Field("l2", description="'l1', 'l2', 'gradient', 'random' or package.module:function")
     allocation: Allocation = Field(
         "global",
@@ -224,8 +227,15 @@ def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     allocation = _amounts(options.get("allocation", "global"))
     if not given & set(_BUDGETS) and isinstance(allocation, str) and takes_budget(allocation):
         by_default = "weight" if options.get("method") is None else resolve(str(options["method"])).structure
-        found.update({"sparsity": 0.9} if options.get("structure", by_default) == "weight" else {"macs": 0.5})
+        found.update(_default_budget(str(options.get("structure", by_default))))
     return found
+
+
+def _default_budget(structure: str) -> dict[str, float]:
+    """The budget where none is given; none where the structure itself says how much goes."""
+    if structure == "weight":
+        return {"sparsity": 0.9}
+    return {} if getattr(named(structure), "names_amount", False) else {"macs": 0.5}
 
 
 def _load(path: Path) -> dict[str, Any]:

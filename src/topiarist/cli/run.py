@@ -55,7 +55,14 @@ class Run:
         rows: Rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         if (self.folder / DENSE).is_dir():
             return load(self.folder / DENSE, build=task.build).to(task.recipe.device), rows
-        checkpoints = checkpoints or Checkpoints(self.folder / _CHECKPOINTS)
+        if task.recipe.epochs:
+            rows = self._trained(rows, file, checkpoints or Checkpoints(self.folder / _CHECKPOINTS))
+        save(task.model, self.folder / DENSE)
+        return task.model, rows
+
+    def _trained(self, rows: Rows, file: Path, checkpoints: Checkpoints) -> Rows:
+        """Train the task's network from the last checkpoint on; all rows of its training."""
+        task = self.task
         rows = rows[: checkpoints.saved[-1]] if checkpoints.saved else []
         stage = self.stages.stage("train")
 
@@ -76,8 +83,7 @@ class Run:
             )
         finally:
             write_text(file, json.dumps(rows))
-        save(task.model, self.folder / DENSE)
-        return task.model, rows
+        return rows
 
     def table(self, dense: nn.Module) -> SensitivityTable:
         """The sensitivity of ``dense`` on the training data, kept cell by cell."""

@@ -131,7 +131,8 @@ class Task:
     def amount(self) -> dict[str, Any]:
         """How much goes, and when."""
         r = self.recipe
-        budget = Budget(**r.budget) if r.budget else None
+        options: dict[str, Any] = {**r.budget}
+        budget = Budget(**options) if options else None
         schedule = schedule_of(_object(r.schedule))
         return {"budget": budget, "schedule": schedule, "steps": r.steps, "min_units": r.min_units}
 

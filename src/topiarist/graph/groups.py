@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from topiarist.errors import InputError, nearest
 from topiarist.graph.axis import Axis
 from topiarist.graph.blueprint import Blueprint
+from topiarist.graph.matrix import Matrix
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.sizes import Constraint, text
 from topiarist.graph.sizing import Sizing, Step
@@ -69,6 +70,8 @@ class Axes:
     ) -> None:
         self.graph = trace.graph
         self.costs = tuple(trace.costs)
+        self.summed = {name: tuple(axes) for name, axes in trace.summed.items()}
+        self.biases = dict(trace.biases)
         self.tensors = dict(tensors)
         self.integers = dict(integers)
         self.unknown_operators = dict(trace.unknown)
@@ -76,6 +79,7 @@ class Axes:
         self.training_error = training_error
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()
+        self._reads, self._carries = dict(trace.reads), dict(trace.carries)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.modules = {name: type(module).__name__ for name, module in model.named_modules()}
         self.depths = _depths(list(trace.order), list(self.modules))
@@ -105,6 +109,26 @@ class Axes:
         own = self[name].inexact
         others = (f"{n} shrinks with it, and {self[n].inexact[0]}" for n, _ in self[name].step if self[n].inexact)
         return str(own[0]) if own else next(others, "")
+
+    def readers(self, name: str) -> list[Member]:
+        """Where the model sums over an axis: the members of weights that multiply it away, input channels as a rule.
+
+        None where activations are summed over it as well, as queries times keys are: then no weights say it all.
+        """
+        if "met" in self[name].leaf.roles:
+            return []
+        return [m for m in self[name].members if self._takes(self._reads, m, self[name].leaf)]
+
+    def makers(self, name: str) -> list[Member]:
+        """Where the model makes an axis out of others: members of weights, output channels as a rule."""
+        weights = {*self.weights(), *self._reads}
+        others = (m for m in self[name].members if m.tensor in weights)
+        roles = (self._reads, self._carries)
+        return [m for m in others if not any(self._takes(role, m, self[name].leaf) for role in roles)]
+
+    def _takes(self, role: Mapping[str, Mapping[int, Axis]], member: Member, leaf: Axis) -> bool:
+        taken = role.get(member.tensor, {}).get(-1 if member.dim is None else member.dim)
+        return taken is not None and leaf in self.graph.leaves(taken)
 
     def summary(self) -> str:
         """A table of every axis; see `topiarist.graph.explain.summary`."""
@@ -281,7 +305,9 @@ class Axes:
         for name, info in ranked:
             for dim, axis in enumerate(info.axes):
                 for leaf in dict.fromkeys(self.graph.leaves(axis)) if info.tied_to is None else ():
-                    members[leaf].extend(Member(name, dim, unit) for unit in self.graph.occurrences(axis, leaf))
+                    members[leaf].extend(
+                        Member(name, dim, unit, self.side(name, dim)) for unit in self.graph.occurrences(axis, leaf)
+                    )
         for leaf, name in names.items():
             if leaf is self.graph.one or not any(self.tensors[m.tensor].kind == "parameter" for m in members[leaf]):
                 continue
@@ -293,10 +319,29 @@ class Axes:
                 minimum.get(leaf, 1),
             )  # fmt: skip
 
+    def side(self, name: str, dim: int) -> Literal["in", "out", ""]:
+        """What dimension ``dim`` of a tensor is to the products it takes part in; see `topiarist.plan.Member`."""
+        if name not in self.summed:
+            return ""
+        axes, summed = self.tensors[name].axes, self.summed[name]
+        if any(axis in summed for axis in axes):  # told apart by identity: both sides of a weight may be one axis
+            return "in" if axes[dim] in summed else "out"
+        roots = {self.graph.find(axis) for axis in summed}
+        return "in" if self.graph.find(axes[dim]) in roots else "out"
+
     def weights(self) -> list[str]:
         """The parameters that multiply activations: weights of linear maps and convolutions, whatever their layer."""
         found = dict.fromkeys(c.tensor for c in self.costs if c.tensor is not None)
         return [name for name in found if self.tensors[name].kind == "parameter"]
+
+    def matrices(self) -> dict[str, Matrix]:
+        """Of each of `weights`, which dimensions are summed over and which are left; those of which it is known."""
+        found = {c.tensor: c.matrix for c in reversed(self.costs) if c.tensor is not None and c.matrix is not None}
+        return {name: found[name] for name in self.weights() if name in found}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the model."""
+        return tuple(self.graph.measure(axis, {}) for axis in self.tensors[name].axes)
 
     def share(self, axis: AxisInfo, of: Literal["params", "macs"] = "params") -> float:
         """The fraction of the model's parameters or MACs that one index of ``axis`` carries, times the axis' size."""

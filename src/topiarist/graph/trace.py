@@ -2,13 +2,14 @@
 
 The run is on meta tensors (shapes only), so its cost does not grow with width or FLOPs; where that fails it is repeated
 on fake tensors, which know their devices, and at last on real ones. Evaluation and training mode are both traced into
-the same axes. The caller's model is not touched: a structural copy that shares its parameters runs instead.
+the same axes, in one run where the mode makes no difference. The caller's model is not touched: a structural copy that
+shares its parameters runs instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -30,6 +32,8 @@ from topiarist.graph.copies import UncopiedError, model_tensors, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
+from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
+from topiarist.graph.modes import Modes
 from topiarist.graph.readers import READERS, body_of
 from topiarist.graph.reasons import Kind
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
@@ -74,10 +78,13 @@ class Tracked:
 
 @dataclass(frozen=True, eq=False)
 class Cost:
-    """Multiply–accumulates: the product of the sizes of ``axes``; ``tensor`` is the weight that takes part, if any."""
+    """Multiply–accumulates: the product of the sizes of ``axes``; ``tensor`` is the weight that takes part, if any,
+    ``matrix`` says which of its dimensions are which, and ``modules`` which modules ran, the outermost first."""
 
     axes: tuple[Axis, ...]
     tensor: str | None
+    matrix: Matrix | None = None
+    modules: tuple[str, ...] = ()
 
 
 class Trace:
@@ -85,6 +92,7 @@ class Trace:
 
     def __init__(self) -> None:
         self.running: list[str] = []  # the modules that run at the moment, the outermost first
+        self.modes = Modes(self.running)
         self.order: dict[str, None] = {}  # every module that has run, the first to begin first
         self.graph = AxisGraph(self.here)
         self.costs: list[Cost] = []
@@ -94,9 +102,16 @@ class Trace:
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
         self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
+        self.dims: dict[str, tuple[Axis, ...]] = {}  # tensor of the model → its axes
+        self.reads: dict[str, dict[int, Axis]] = {}  # weight → what it is summed over, by its dimension
+        self.carries: dict[str, dict[int, Axis]] = {}  # weight → what it hands on index by index, as depthwise ones do
         self.used: set[str] = set()
+        self.summed: dict[str, list[Axis]] = {}  # weight → axes of it that a product with activations sums over
+        self.biases: dict[str, str] = {}  # weight → what is added to its outputs, one number each
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
+        self.strides: dict[str, tuple[int, ...]] = {}  # of the model's tensors, by name
+        self.sources: dict[str, tuple[Axis, ...]] = {}  # their axes
         self.counting = True
         self.is_elsewhere = False  # on the meta device in place of another
         self.is_inside = False  # of an operator
@@ -142,6 +157,11 @@ class Trace:
         """Whether an operator or the model itself has made ``tensor``."""
         return id(tensor) in self._known
 
+    @property
+    def counts(self) -> bool:
+        """Whether what runs counts: in evaluation mode."""
+        return self.counting and not self.modes.is_training
+
     def here(self) -> tuple[str, str]:
         """The source line of the model's code that runs at the moment, and the module; empty where there is none."""
         return (source_line(), self.running[-1]) if self.running else ("", "")
@@ -169,15 +189,60 @@ class Trace:
     def contract(self, a: tuple[Tensor, int], b: tuple[Tensor, int], operator: str) -> Axis:
         """Tie the contracted pair; exact where either side is zero at a zeroed index."""
         left, right = self[a[0]], self[b[0]]
+        for tracked, dim in ((left, a[1]), (right, b[1])):
+            self.takes(tracked.source, tracked.axes[dim])
         axis = self.unify(left.axes[a[1]], right.axes[b[1]], operator)
+        if left.source is None and right.source is None:
+            self.graph.mark_role(axis, "met")  # queries and keys, for one: no weight alone reads it
         if not (left.zero[a[1]] or right.zero[b[1]]):
             self.inexact(axis, operator)
+        self.sums(*a)
+        self.sums(*b)
         return axis
 
-    def cost(self, *axes: Axis, source: str | None) -> None:
-        """Count multiply–accumulates: the product of the sizes of ``axes``."""
-        if self.counting:
-            self.costs.append(Cost(axes, source))
+    def sums(self, tensor: Tensor, dim: int) -> None:
+        """Note that a product sums over dimension ``dim`` of ``tensor``, which may be a weight."""
+        tracked = self[tensor]
+        if tracked.source is not None:
+            self.summed.setdefault(tracked.source, []).append(tracked.axes[dim])
+
+    def adds(self, weight: Tensor, bias: Tensor) -> None:
+        """Note that ``bias`` is added to each output of a product with ``weight``."""
+        names = self[weight].source, self[bias].source
+        if names[0] is not None and names[1] is not None and bias.dim() == 1:
+            self.biases[names[0]] = names[1]
+
+    def takes(self, source: str | None, read: Axis, carried: Axis | None = None) -> None:
+        """Remember which dimensions of a weight are summed over, and which are handed on, where it is first used.
+
+        Later both may be one axis, as where a sum follows; what they were told apart by is then gone.
+        """
+        if source is None or source in self.reads:
+            return
+        for found, axis in ((self.reads, read), (self.carries, carried)):
+            leaves = set() if axis is None else set(self.graph.leaves(axis)) - {self.graph.one}
+            dims = enumerate(self.dims[source])
+            found[source] = {dim: axis for dim, own in dims if axis and not leaves.isdisjoint(self.graph.leaves(own))}
+
+    def cost(self, *axes: Axis, source: str | None, factor: tuple[Tensor, int, int] | None = None) -> None:
+        """Count multiply–accumulates: the product of the sizes of ``axes``.
+
+        ``factor`` is the view of the model tensor ``source`` that takes part, with the dimension of it that is summed
+        over and the one that is left.
+        """
+        if self.counts:
+            matrix = None if factor is None or source is None else self._matrix(source, *factor)
+            self.costs.append(Cost(axes, source, matrix, tuple(self.running)))
+
+    def _matrix(self, source: str, view: Tensor, inner: int, outer: int) -> Matrix | None:
+        """What two dimensions of a view, or of a rearranged copy, are in the model tensor ``source``."""
+        strides, axes = self.strides[source], self.sources[source]
+        if any(self._known[id(t)][1].source == source and t.stride() == strides and t.dim() == len(axes)
+               for t in self._sharing.get(_storage(view), ())):  # fmt: skip
+            return matrix_by_strides(strides, view, inner, outer)
+        held = [{leaf for leaf in self.graph.leaves(axis) if leaf.size > 1} for axis in axes]
+        factor = [{*self.graph.leaves(self[view].axes[dim])} for dim in (inner, outer)]
+        return matrix_by_leaves(held, *factor)
 
     def sized(self, value: int, axis: Axis) -> None:
         """A call fixed the size of ``axis`` to ``value``: remember where the number came from."""
@@ -203,6 +268,24 @@ class Trace:
         """The shape of ``tensor`` as integers that remember their axes."""
         sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self.axes_of(tensor)]
         return torch.Size(sizes)
+
+    def known_of(self, out: Any) -> list[Tracked] | None:
+        """What is known of what a module returned, a tensor or a tuple or list of some; None of anything else."""
+        tensors = [out] if isinstance(out, Tensor) else out
+        if not isinstance(tensors, (tuple, list)) or not all(isinstance(t, Tensor) for t in tensors):
+            return None
+        return [self._known[id(t)][1] for t in tensors]
+
+    def alike(self, before: list[Tracked] | None, after: list[Tracked] | None) -> bool:
+        """Whether no operator can tell one output from the other."""
+        if before is None or after is None or len(before) != len(after):
+            return False
+        return all(
+            len(a.axes) == len(b.axes)
+            and all(self.graph.find(left) is self.graph.find(right) for left, right in zip(a.axes, b.axes, strict=True))
+            and (a.zero, a.source, a.is_uniform, a.pins) == (b.zero, b.source, b.is_uniform, b.pins)
+            for a, b in zip(before, after, strict=True)
+        )
 
     def forget(self) -> None:
         """Forget every tensor that is not the model's own, also where somebody has kept one without values."""
@@ -339,7 +422,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before, self.trace.is_inside = self.trace.is_inside, True
         try:
             out = self.trace.kernels(func, args, kwargs)
-            if self.trace.counting and (values := numbers_in(func, args, kwargs)):
+            if self.trace.counts and (values := numbers_in(func, args, kwargs)):
                 self.trace.numbers.append(Number(func.name(), values))
             self.trace.operator(func, args, kwargs, out)
         finally:
@@ -424,6 +507,8 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
                 errors[mode] = without_frames(error)
             if mode == "evaluation":
                 used, without_values = set(state.used), None if errors else ran
+                if state.modes.are_one:
+                    break
     state.close()
     if "evaluation" in errors:
         raise _trace_error(model, example_inputs, errors["evaluation"])
@@ -452,8 +537,10 @@ def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
             continue
         first[id(tensor)] = name
         state.own[id(tensor)] = tensor
-        axes = tuple(state.graph.leaf(size) for size in tensor.shape)
+        state.strides[name] = tensor.stride() if tensor.layout is torch.strided else ()
+        axes = state.sources[name] = tuple(state.graph.leaf(size) for size in tensor.shape)
         state.put(tensor, axes, [kind == "parameter"] * len(axes), source=name)  # masks zero parameters only
+        state.dims[name] = axes
         if kind == "parameter":
             state.parameters.add(name)
         tensors[name] = TensorInfo(axes, kind, tensor.element_size())
@@ -524,9 +611,10 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
     state.running.clear()
     clone.train(training)
     with ExitStack() as stack:
-        for name, module in clone.named_modules():
-            module.register_forward_pre_hook(_entered(state, name))
-            module.register_forward_hook(_recorder(state, name))
+        if not training:
+            state.modes = Modes(state.running)
+            stack.enter_context(state.modes.watched(clone))
+        stack.enter_context(_followed(state, clone))
         stack.enter_context(attributes.replaced(clone, lambda path, value: Size(value, Attribute(path), state)))
         stack.enter_context(plain_operators())
         stack.enter_context(_Operators(state))
@@ -538,24 +626,35 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
             state.graph.pin(axis, "it is a dimension of the model's output", "output")
 
 
-def _entered(state: Trace, name: str) -> Callable[[nn.Module, Any], None]:
+@contextmanager
+def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
+    """Inside the ``with``, the trace knows which of the modules run, and what they return."""
+    names = {id(module): name for name, module in model.named_modules()}
+
     def enter(module: nn.Module, args: Any) -> None:
-        del module, args
-        state.order[name] = None
-        state.running.append(name)
+        name = names.get(id(module))
+        if name is not None:
+            state.order[name] = None
+            state.running.append(name)
 
-    return enter
-
-
-def _recorder(state: Trace, name: str) -> Callable[[nn.Module, Any, Any], None]:
-    def record(module: nn.Module, args: Any, out: Any) -> None:
-        del module, args
+    def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        name = names.get(id(module))
+        if name is None:
+            return
         while state.running and state.running.pop() != name:
             pass  # a module inside that raised, and whose error the model caught
         for tensor in tensors_in(out):
             state.outputs.setdefault(name, []).extend(state.axes_of(tensor))
+        if state.modes.are_to_be_compared(name):
+            before = state.known_of(out)
+            state.modes.compare(name, lambda: state.alike(before, state.known_of(module(*args, **kwargs))))
 
-    return record
+    handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _storage(tensor: Tensor) -> int:

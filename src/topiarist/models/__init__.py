@@ -15,6 +15,7 @@ from topiarist.models.mobilenet import MobileNetV2
 from topiarist.models.resnet import ResNet
 from topiarist.models.sru import SRU, SRULanguageModel
 from topiarist.models.transformer_xl import TransformerXL
+from topiarist.models.tree import DecisionTree
 from topiarist.models.vgg import VGG, vgg16_bn
 from topiarist.models.vit import VisionTransformer
 
@@ -25,6 +26,7 @@ __all__ = [
     "MODELS",
     "SRU",
     "VGG",
+    "DecisionTree",
     "DigitsNet",
     "LSTMLanguageModel",
     "LeNet5",

@@ -41,10 +41,9 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
           (2): Linear(in_features=2, out_features=1, bias=True)
         )
     """
-    if plan.structure == "weight":
-        raise InputError(
-            "single weights leave shapes as they are: use topiarist.mask, or a structure such as 'channel'"
-        )
+    if plan.structure == "weight" or plan.zeroed:
+        what = "single weights" if plan.structure == "weight" else f"units of {plan.structure!r}"
+        raise InputError(f"{what} leave shapes as they are: use topiarist.mask, or a structure such as 'channel'")
     small = structural_copy(model, _tensors(model, plan))
     attributes.update(small, plan.attributes)
     synchronise(small)

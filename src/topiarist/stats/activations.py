@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
-from topiarist.errors import InputError
-from topiarist.inputs import call
-from topiarist.stats.preserve import preserved
-from topiarist.stats.uses import Use, Watch
-
-OnStep = Callable[[Mapping[str, float]], None]
+from topiarist.plan import Units
+from topiarist.stats.collect import OnStep, collect
+from topiarist.stats.statistic import Statistic, Subject
+from topiarist.stats.uses import Use
 
 
 class Collector(Protocol):
@@ -45,12 +41,12 @@ class Moments:
         self.zeros = torch.zeros((), dtype=torch.int64)
 
     @property
-    def variance(self) -> Tensor:
+    def variance(self) -> torch.Tensor:
         """The mean square distance from the mean."""
         return self._squares / max(1, self.count)
 
     @property
-    def norm(self) -> Tensor:
+    def norm(self) -> torch.Tensor:
         """√ Σ x², over all that was seen."""
         return (self._squares + self.count * self.mean.square()).sqrt()
 
@@ -94,6 +90,26 @@ class Gram:
         self.count += rows.shape[1]
 
 
+class Inputs(Statistic):
+    """One collector for each weight that the units live in: `Moments` or `Gram` of what it is multiplied by."""
+
+    reads = "inputs"
+    watches = "forward"
+
+    def __init__(self, subject: Subject, collector: Callable[[], Collector]) -> None:
+        held = {member.tensor for units in subject.units for member in units.members}
+        self.collectors = {name: collector() for name in subject.parameters if name in held}
+
+    def on_use(self, use: Use) -> None:
+        """Hand the use to the collector of its weight."""
+        if use.weight in self.collectors:
+            self.collectors[use.weight].add(use)
+
+    def of(self, units: Units) -> dict[str, Collector]:
+        """The collectors of the members, by tensor."""
+        return {m.tensor: self.collectors[m.tensor] for m in units.members if m.tensor in self.collectors}
+
+
 def collect_inputs(
     model: nn.Module,
     data: Iterable[Any],
@@ -120,31 +136,7 @@ def collect_inputs(
         >>> moments.count
         4
     """
-
-    def on_use(use: Use) -> None:
-        if use.weight in collectors:
-            collectors[use.weight].add(use)
-
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    number = 0
-    with preserved(model), torch.no_grad(), Watch(model, on_use):
-        model.eval()
-        if hasattr(data, "set_epoch"):
-            data.set_epoch(0)  # the same batches each time
-        for batch in islice(data, num_batches):
-            number += 1
-            call(model, tree_map_only(Tensor, lambda t: t.to(device), inputs_of(batch)))
-            if progress is not None:
-                progress({"step": number})
-    if not number:
-        raise InputError("the data yielded no batch; is the loader empty, or an iterator that is used up?")
-
-
-def inputs_of(batch: Any) -> Any:
-    """The inputs of a batch that may come with targets: the first of a pair, or all of anything else.
-
-    Example:
-        >>> inputs_of(("x", "y")), inputs_of("x")
-        ('x', 'x')
-    """
-    return batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+    subject = Subject(model)
+    inputs = Inputs(subject, Moments)
+    inputs.collectors = dict(collectors)
+    collect([inputs], subject, data, None, num_batches, progress)

@@ -39,7 +39,8 @@ class Use:
 
     ``inputs`` is of shape (rows, features) for a matrix, (groups, rows, features) for a stack of matrices, and
     (samples, channels, *positions) for a convolution, which has a ``window``. ``gradient``, of the same shape, is that
-    of the loss by the inputs through this product alone; None on the way forward.
+    of the loss by the inputs through this product alone; None on the way forward. ``outputs`` is what the product gave,
+    its features in the same dimension as those of the inputs; None on the way back.
     """
 
     weight: str
@@ -47,6 +48,7 @@ class Use:
     inputs: Tensor
     window: Window | None = None
     gradient: Tensor | None = None
+    outputs: Tensor | None = None
 
     def features(self, of: Tensor | None = None) -> Tensor:
         """The inputs, or what has their shape, as (rows, groups, features): a row is a sample at a position."""
@@ -123,7 +125,7 @@ class Watch(TorchDispatchMode):
             self._product(left, right, out)
             self._product(right.mT, left.mT, out.mT)
         elif func is _aten.convolution.default and not self._is_backward:
-            self._convolution(args)
+            self._convolution(args, out)
         elif func is _aten.convolution_backward.default and self._is_backward:
             self._convolution_backward(args, out)
         return out
@@ -131,22 +133,25 @@ class Watch(TorchDispatchMode):
     def _product(self, rows: Tensor, matrix: Tensor, out: Tensor) -> None:
         """``rows @ matrix``, where the matrix may be a parameter: on the way back, the gradient of what it had."""
         found = self._parameter(matrix)
+        if found is None and matrix.dim() == 3 and len(matrix) == 1:  # einsum makes stacks of one of matrices
+            rows, matrix, out = rows[0], matrix[0], out[0]
+            found = self._parameter(matrix)
         if found is None:
             return
         name, in_dim = found
         if not self._is_backward:
-            self._forward(Use(name, in_dim, rows))
+            self._forward(Use(name, in_dim, rows, outputs=out))
         elif self._seen[name] and self._seen[name][-1].in_dim != in_dim:
             self._gradient(self._seen[name].pop(), out)
 
-    def _convolution(self, args: Sequence[Any]) -> None:
+    def _convolution(self, args: Sequence[Any], out: Tensor) -> None:
         x, weight, _, stride, padding, dilation, transposed, _, groups = args
         name = self._same(weight)
         if name is not None:
             kernel = tuple(weight.shape[2:])
             stride, padding, dilation = (tuple(s) * (len(kernel) // len(s)) for s in (stride, padding, dilation))
             window = Window(kernel, stride, padding, dilation, groups, transposed)
-            self._forward(Use(name, 0 if transposed else 1, x, window))
+            self._forward(Use(name, 0 if transposed else 1, x, window, outputs=out))
 
     def _convolution_backward(self, args: Sequence[Any], out: Sequence[Tensor | None]) -> None:
         name = self._same(args[2])
@@ -157,7 +162,7 @@ class Watch(TorchDispatchMode):
 
     def _forward(self, use: Use) -> None:
         if self.on_gradient is not None and torch.is_grad_enabled():
-            self._seen[use.weight].append(use)
+            self._seen[use.weight].append(replace(use, outputs=None))
         with torch.no_grad():
             self.on_use(use)
 
