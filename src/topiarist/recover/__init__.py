@@ -13,6 +13,7 @@ from topiarist.recover.checkpoints import Checkpoints
 from topiarist.recover.finetune import FineTune
 from topiarist.recover.none import NoRecovery
 from topiarist.recover.recalibrate import Recalibrate, recalibrate
+from topiarist.recover.reconstruct import Reconstruct, reconstruct
 from topiarist.recover.recipe import TrainingRecipe
 from topiarist.recover.reinitialize import Reinitialize, reinitialize
 from topiarist.recover.rewind import LRRewind, WeightRewind
@@ -26,10 +27,12 @@ __all__ = [
     "Recalibrate",
     "Recovery",
     "RecoveryContext",
+    "Reconstruct",
     "Reinitialize",
     "TrainingRecipe",
     "WeightRewind",
     "recalibrate",
+    "reconstruct",
     "reinitialize",
     "resolve",
     "train",
@@ -43,6 +46,7 @@ NAMES: dict[str, Callable[[], Recovery]] = {
     "rewind": WeightRewind,
     "lr-rewind": LRRewind,
     "reinitialize": Reinitialize,
+    "reconstruct": Reconstruct,
 }
 
 
