@@ -116,7 +116,7 @@ def prune(
         allocation=planner.allocation(allocation, criterion, data, loss, evaluate),
         schedule=schedules.resolve(schedule),
         recover=recoveries.resolve(recover),
-        context=RecoveryContext(data=data, loss=loss, checkpoints=checkpoints, recipe=recipe, original=model),
+        context=RecoveryContext(data=data, loss=loss, checkpoints=checkpoints, recipe=recipe, dense=model),
         evaluate=evaluate,
         on_step=on_step,
     )

@@ -10,27 +10,32 @@ from torch import nn
 from topiarist.errors import InputError, nearest
 from topiarist.recover.base import Recovery, RecoveryContext
 from topiarist.recover.checkpoints import Checkpoints
+from topiarist.recover.compensate import Compensate, compensate
 from topiarist.recover.finetune import FineTune
+from topiarist.recover.no_training import NoTraining
 from topiarist.recover.none import NoRecovery
 from topiarist.recover.recalibrate import Recalibrate, recalibrate
-from topiarist.recover.reconstruct import Reconstruct, reconstruct
 from topiarist.recover.recipe import TrainingRecipe
+from topiarist.recover.reconstruct import Reconstruct, reconstruct
 from topiarist.recover.reinitialize import Reinitialize, reinitialize
 from topiarist.recover.rewind import LRRewind, WeightRewind
 from topiarist.recover.train import Row, train
 
 __all__ = [
     "Checkpoints",
+    "Compensate",
     "FineTune",
     "LRRewind",
     "NoRecovery",
+    "NoTraining",
     "Recalibrate",
+    "Reconstruct",
     "Recovery",
     "RecoveryContext",
-    "Reconstruct",
     "Reinitialize",
     "TrainingRecipe",
     "WeightRewind",
+    "compensate",
     "recalibrate",
     "reconstruct",
     "reinitialize",
@@ -46,7 +51,9 @@ NAMES: dict[str, Callable[[], Recovery]] = {
     "rewind": WeightRewind,
     "lr-rewind": LRRewind,
     "reinitialize": Reinitialize,
+    "compensate": Compensate,
     "reconstruct": Reconstruct,
+    "no-training": NoTraining,
 }
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 RIDGES = (1e-10, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean diagonal of the Gram matrix
+_CHUNK = 8192  # rows at a time
 _ROUNDS = 3  # for a relu: later ones change little
 
 
@@ -34,14 +35,15 @@ class Rows:
 
     def part(self, rows: slice | Tensor, outputs: Tensor | None = None) -> Rows:
         """Some of the rows, and of the outputs."""
-        cut = [t[rows] if outputs is None else t[rows][:, outputs] for t in (self.targets, self.offset)]
-        return Rows(self.inputs[rows], *cut, self.scale if outputs is None else self.scale[outputs], self.is_relu)
+        columns = slice(None) if outputs is None else outputs
+        targets, offset = self.targets[rows][:, columns], self.offset[rows][:, columns]
+        return Rows(self.inputs[rows], targets, offset, self.scale[columns], self.is_relu)
 
     def error(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Σ ‖target − prediction‖² of each output, float64 of shape (outputs,), past the relu if one follows."""
         total = torch.zeros_like(bias)
-        for chunk in range(0, len(self.inputs), 8192):
-            some = self.part(slice(chunk, chunk + 8192))
+        for chunk in range(0, len(self.inputs), _CHUNK):
+            some = self.part(slice(chunk, chunk + _CHUNK))
             wanted, found = some.targets.double(), some.predict(weight, bias)
             if self.is_relu:
                 wanted, found = wanted.relu(), found.relu()
@@ -61,7 +63,7 @@ class _Normal:
         self.x = rows.inputs[:, free].double()
         self.mean = self.x.mean(0) if has_bias else torch.zeros_like(self.x[0])
         self.gram = torch.zeros(len(self.mean), len(self.mean), dtype=torch.float64, device=self.x.device)
-        for some in self.x.split(8192):
+        for some in torch.split(self.x, _CHUNK):
             centred = some - self.mean
             self.gram += centred.T @ centred
         self.unit = self.gram.diagonal().mean().clamp(min=1e-300)
@@ -73,7 +75,7 @@ class _Normal:
         middle = y.mean(0) if self.has_bias else torch.zeros_like(y[0])
         past = self.prior[:, self.free]
         cross = torch.zeros(len(self.mean), y.shape[1], dtype=torch.float64, device=y.device)
-        for x, some in zip(self.x.split(8192), y.split(8192), strict=True):
+        for x, some in zip(torch.split(self.x, _CHUNK), torch.split(y, _CHUNK), strict=True):
             cross += (x - self.mean).T @ (some - middle)
         change = torch.cholesky_solve(cross - self.gram @ past.T, self._cholesky(ridge)).T
         weight = self.prior.clone()

@@ -23,7 +23,7 @@ from topiarist.recover.base import RecoveryContext
 from topiarist.recover.least_squares import Rows, refit
 from topiarist.recover.lockstep import Runner, runners
 from topiarist.recover.train import OnStep, Row, device_of
-from topiarist.recover.wiring import Site, Step, affine, step_affine, wiring
+from topiarist.recover.wiring import Site, affine, wiring
 from topiarist.stats.collect import inputs_of
 
 _MOST_BATCHES = 64  # each is a thread
@@ -88,7 +88,7 @@ def reconstruct(
         >>> cut[2].weight.data.round(decimals=6)
         tensor([[2., 0.]], dtype=torch.float64)
     """
-    batches = list(_batches(data, max_samples, device_of(model)))
+    batches = list(first_batches(data, max_samples, device_of(model)))
     if not batches:
         raise InputError("the data yielded no batch; is the loader empty, or an iterator that is used up?")
     sites = wiring(original, batches[0])
@@ -97,7 +97,7 @@ def reconstruct(
     rows: list[Row] = []
     with runners(original, batches, seen) as dense, runners(model, batches, seen) as pruned:
         for number, site in enumerate(sites):
-            job = _Refit(site, model, original, masks.get(site.weight), _slot(site, sites), ridge)
+            job = _Refit(site, model, original, masks.get(site.weight), slot_of(site, sites), ridge)
             errors = job.run([*zip(pruned, dense, strict=True)])
             reapply(model)
             later = {n for other in sites[number + 1 :] for n in (other.end, other.partner)}
@@ -110,7 +110,7 @@ def reconstruct(
     return rows
 
 
-def _batches(data: Iterable[Any], max_samples: int, device: torch.device) -> Iterator[Any]:
+def first_batches(data: Iterable[Any], max_samples: int, device: torch.device) -> Iterator[Any]:
     """The inputs of so many samples: the length of the first tensor is the number of a batch."""
     if hasattr(data, "set_epoch"):
         data.set_epoch(0)  # the same batches each time
@@ -123,12 +123,11 @@ def _batches(data: Iterable[Any], max_samples: int, device: torch.device) -> Ite
         yield inputs
 
 
-def _slot(site: Site, sites: list[Site]) -> int | None:
+def slot_of(site: Site, sites: list[Site]) -> int | None:
     """Which of the steps takes a constant: the first that adds or subtracts a tensor that no other product has."""
     for place, step in enumerate(site.steps):
-        name = step.tensors[2 if step.kind == "norm" else 0]
-        if step.kind != "mul":
-            holders = [other for other in sites for s in other.steps if name in s.tensors]
+        if step.taker is not None:
+            holders = [other for other in sites for s in other.steps if step.taker in (s.shift, s.mean)]
             return place if len(holders) == 1 else None
     return None
 
@@ -149,7 +148,7 @@ class _Refit:
         rows, held_out = self._collect(pairs)
         if rows is None:
             return None
-        parameter = _tensors(self.model)[self.site.weight]
+        parameter = tensors_of(self.model)[self.site.weight]
         matrix = self.site.matrix(parameter.double())
         free = self.site.matrix(torch.ones_like(parameter, dtype=torch.bool) if self.removed is None else ~self.removed)
         groups = [self._group(*group, held_out) for group in zip(rows, matrix, free, strict=True)]
@@ -158,7 +157,7 @@ class _Refit:
             return None
         parameter.copy_(self.site.unmatrix(torch.stack([group[0] for group in groups]), parameter.shape))
         if self.slot is not None:
-            self._add(torch.cat([group[1] for group in groups]))
+            add_constant(self.site, self.slot, torch.cat([group[1] for group in groups]), self.model)
         return before / size, after / size
 
     def _collect(self, pairs: list[tuple[Runner, Runner]]) -> tuple[list[Rows] | None, Tensor]:
@@ -192,7 +191,7 @@ class _Refit:
         """Scale and shift, as (groups, outputs of one), of what follows the product in ``model``."""
         num_groups, num_out = rows.shape[1:]
         steps = self.site.steps if own else self.site.steps[self.site.has_bias :]
-        scale, shift = affine(steps, num_groups * num_out, _tensors(model))
+        scale, shift = affine(steps, num_groups * num_out, tensors_of(model))
         return scale.view(num_groups, num_out), shift.view(num_groups, num_out)
 
     def _is_affine(self, dense: Runner, where: Tensor) -> bool:
@@ -208,7 +207,7 @@ class _Refit:
 
     def _where(self, target: Tensor, number: int, num_batches: int) -> Tensor:
         """Which rows of a batch take part: all, or so many at random."""
-        num_features = self.site.matrix(_tensors(self.model)[self.site.weight]).shape[-1]
+        num_features = self.site.matrix(tensors_of(self.model)[self.site.weight]).shape[-1]
         num_rows = target.shape[1] if self.site.num_out == 0 else target.numel() // self.site.num_out
         most = min(max(_FEWEST_ROWS, 32 * num_features), _MOST_NUMBERS // num_features) // num_batches + 1
         generator = torch.Generator().manual_seed(number)
@@ -225,7 +224,7 @@ class _Refit:
         size = float(middle.square().sum().clamp(min=1e-300))
         if before <= 1e-10 * size:
             return weight, bias, 0.0, 0.0, size
-        patterns, which = free.unique(dim=0, return_inverse=True)
+        patterns, which = torch.unique(free, dim=0, return_inverse=True)
         for number, pattern in enumerate(patterns):
             outputs = (live & (which == number)).nonzero().flatten()
             if len(outputs):
@@ -235,18 +234,22 @@ class _Refit:
                 )
         return weight, bias, float(before), float(rows.error(weight, bias)[live].sum()), size
 
-    def _add(self, bias: Tensor) -> None:
-        """Add ``bias`` to the product, by the tensor of the step that takes it."""
-        assert self.slot is not None
-        tensors, step = _tensors(self.model), self.site.steps[self.slot]
-        scale, _ = affine(self.site.steps[: self.slot], len(bias), tensors)
-        name = step.tensors[2 if step.kind == "norm" else 0]
-        assert name is not None
-        held = tensors[name]
-        change = (scale * bias).to(held).view(held.shape)
-        held.add_(change if step.kind == "add" else -change)
+
+def add_constant(site: Site, slot: int, bias: Tensor, model: nn.Module, onto: nn.Module | None = None) -> None:
+    """Add ``bias``, (outputs,), to the product of ``site`` in ``model``, by the tensor that step number ``slot`` has.
+
+    The new value is that tensor's own, or the one it has in ``onto``, and the constant.
+    """
+    tensors, step = tensors_of(model), site.steps[slot]
+    if step.taker is None:
+        raise ValueError(f"step {slot} of {site.weight} takes no constant")
+    scale, _ = affine(site.steps[:slot], len(bias), tensors)
+    held, base = tensors[step.taker], tensors_of(onto or model)[step.taker]
+    change = (scale * bias).to(held).view(held.shape)
+    held.copy_(base + change if step.mean is None else base - change)
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones by each of their names."""
     held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     return {name: tensor.detach() for name, tensor in held}

@@ -38,12 +38,29 @@ _BIAS = {_aten.convolution.default: 2, _aten.addmm.default: 0}
 
 @dataclass(frozen=True)
 class Step:
-    """An affine map of each output channel by tensors of the model: ``"add"`` or ``"mul"`` one, or the ``"norm"`` of
-    (scale, shift, running mean, running variance), some of which may be missing."""
+    """An affine map of each output channel, (y − mean) / √(variance + eps) · scale + shift, by tensors of the model."""
 
-    kind: str
-    tensors: tuple[str | None, ...]
+    scale: str | None = None
+    shift: str | None = None
+    mean: str | None = None
+    variance: str | None = None
     eps: float = 0.0
+
+    @property
+    def taker(self) -> str | None:
+        """The tensor that takes a constant: what is subtracted or added first."""
+        return self.mean or (self.shift if self.scale is None else None)
+
+    def affine(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor | float, Tensor | float]:
+        """Scale and shift, each (outputs,) or one number."""
+
+        def held(name: str | None, default: float) -> Tensor | float:
+            return default if name is None else tensors[name].double().flatten()
+
+        scale = held(self.scale, 1.0)
+        if self.variance is not None:
+            scale = (tensors[self.variance].double().flatten() + self.eps).rsqrt() * scale
+        return scale, held(self.shift, 0.0) - held(self.mean, 0.0) * scale
 
 
 @dataclass(frozen=True)
@@ -98,8 +115,8 @@ def wiring(model: nn.Module, inputs: Any) -> list[Site]:
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2), nn.ReLU())
         >>> [site] = wiring(net, torch.zeros(1, 1, 4, 4))
-        >>> site.weight, [step.kind for step in site.steps], site.is_relu
-        ('0.weight', ['norm'], True)
+        >>> site.weight, [step.mean for step in site.steps], site.is_relu
+        ('0.weight', ['1.running_mean'], True)
     """
     copied = structural_copy(model).eval()
     scout = _Scout(copied)
@@ -123,7 +140,7 @@ class _Event:
     shape: torch.Size = field(default_factory=torch.Size)
 
 
-class _Scout(Watch):
+class _Scout(Watch):  # type: ignore[no-untyped-call]
     """Numbers operators and the values they make; what is written in place is a new value."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -179,14 +196,23 @@ class _Scout(Watch):
         after = self._consumers(last)
         is_relu = bool(after) and all(e.func in _RELUS for e in after)
         return Site(
-            event.number, use.weight, use.in_dim, place, use.window, num_out, tuple(steps), bias is not None, last.number,
-            partner, is_relu,
+            event=event.number,
+            weight=use.weight,
+            in_dim=use.in_dim,
+            place=place,
+            window=use.window,
+            num_out=num_out,
+            steps=tuple(steps),
+            has_bias=bias is not None,
+            end=last.number,
+            partner=partner,
+            is_relu=is_relu,
         )
 
     def _follow(
         self, event: _Event, bias: Tensor | None, num_out: int, is_convolution: bool
     ) -> tuple[list[Step], _Event]:
-        steps = [] if bias is None else [Step("add", (self.name(bias),))]
+        steps = [] if bias is None else [Step(shift=self.name(bias))]
         last = event
         while True:
             after = self._consumers(last)
@@ -208,15 +234,17 @@ class _Scout(Watch):
         if event.func in _NORMS and (is_convolution or len(event.shape) == 2):
             if event.func is not _aten._native_batch_norm_legit_no_training.default and event.args[5]:
                 return None
-            names = tuple(self.name(t) for t in event.args[1:5])
-            return None if None in names[2:] else [Step("norm", names, float(event.args[-1]))]
+            scale, shift, mean, variance = (self.name(t) for t in event.args[1:5])
+            known = mean is not None and variance is not None
+            return [Step(scale, shift, mean, variance, float(event.args[-1]))] if known else None
         if event.func in _ADDS or event.func in _MULS:
             other = next((a for a in event.args[:2] if self.name(a) is not None), None)
             rank = len(event.shape)
             wide = [1] * rank
             wide[dim] = num_out
             if other is not None and [1] * (rank - other.dim()) + list(other.shape) == wide and len(event.args) == 2:
-                return [Step("add" if event.func in _ADDS else "mul", (self.name(other),))]
+                name = self.name(other)
+                return [Step(shift=name) if event.func in _ADDS else Step(scale=name)]
         return None
 
     def _partner(self, product: _Event, last: _Event) -> int | None:
@@ -237,19 +265,6 @@ def affine(steps: Sequence[Step], num_out: int, tensors: Mapping[str, Tensor]) -
     device = next(iter(tensors.values())).device
     scale, shift = (f(num_out, dtype=torch.float64, device=device) for f in (torch.ones, torch.zeros))
     for step in steps:
-        a, b = step_affine(step, tensors)
+        a, b = step.affine(tensors)
         scale, shift = scale * a, shift * a + b
     return scale, shift
-
-
-def step_affine(step: Step, tensors: Mapping[str, Tensor]) -> tuple[Tensor | float, Tensor | float]:
-    """Scale and shift of one step."""
-    held = [None if name is None else tensors[name].double().flatten() for name in step.tensors]
-    if step.kind == "norm":
-        weight, bias, mean, variance = held
-        assert mean is not None and variance is not None
-        scale = (variance + step.eps).rsqrt() * (1.0 if weight is None else weight)
-        return scale, (0.0 if bias is None else bias) - mean * scale
-    [value] = held
-    assert value is not None
-    return (1.0, value) if step.kind == "add" else (value, 0.0)
