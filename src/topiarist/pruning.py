@@ -132,7 +132,7 @@ def prune(
         allocation=planner.allocation(allocation, criterion, data, loss, evaluate),
         schedule=schedules.resolve(schedule),
         recover=recoveries.resolve(recover),
-        context=RecoveryContext(data=data, loss=loss, checkpoints=checkpoints, recipe=recipe),
+        context=RecoveryContext(data=data, loss=loss, checkpoints=checkpoints, recipe=recipe, dense=model),
         evaluate=evaluate,
         on_step=on_step,
         sequential=sequential,
