@@ -18,7 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -638,6 +642,7 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+            _global_forward_hooks_with_kwargs.pop(handle.id, None)  # which torch's handle does not know of
 
 
 def _storage(tensor: Tensor) -> int:
