@@ -174,11 +174,12 @@ def undocumented(tree: ast.Module) -> Iterator[str]:
     nodes += [method for node in tree.body if isinstance(node, ast.ClassDef) and public(node) for method in node.body]
     for node in nodes:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and public(node) and not ast.get_docstring(node):
-            if not any(isinstance(d, ast.Name) and d.id == "overload" for d in node.decorator_list):
-                yield node.name
+            yield node.name
 
 
 def public(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    if any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in node.decorator_list):
+        return False  # what is overloaded is said once
     return not node.name.startswith("_") and node.name not in ("forward", "extra_repr")
 
 

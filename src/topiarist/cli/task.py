@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from topiarist.errors import FormatError, InputError, nearest
 from topiarist.inputs import as_batch
 from topiarist.io import load
 from topiarist.measure import evaluate
+from topiarist.measure.executors import prepare
 from topiarist.plan import Budget
-from topiarist.planning import plan
+from topiarist.planning import plan, require_physical
 from topiarist.recover import FineTune, LRRewind, Recovery, TrainingRecipe, WeightRewind
 from topiarist.recover import resolve as recovery_of
 from topiarist.recover.train import to_device
@@ -162,6 +164,10 @@ class Task:
             _ = self.method_options, self.training
             return
         budget = self.amount["budget"]
+        if r.latency_ms is not None:  # timing takes its time: only whether it can be done is tried
+            require_physical(self.choice["structure"])
+            prepare(copy.deepcopy(self.model), self.example_inputs, r.executor)
+            budget = Budget(sparsity=0.0)
         allocation = r.allocation
         if needs_table(allocation):  # the table takes its time: what needs none is checked
             with_table = allocation_of(allocation, SensitivityTable(0.0, 0.0))

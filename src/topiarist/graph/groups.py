@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from topiarist.errors import InputError, nearest
 from topiarist.graph.axis import Axis
 from topiarist.graph.blueprint import Blueprint
+from topiarist.graph.copies import named_modules
 from topiarist.graph.matrix import Matrix
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.sizes import Constraint, text
@@ -76,12 +77,13 @@ class Axes:
         self.integers = dict(integers)
         self.unknown_operators = dict(trace.unknown)
         self.stubs = dict(trace.stubs)
+        self.scales = tuple(trace.scales)  # parameters such as the scales of norms, as far as they are vectors
         self.training_error = training_error
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()
         self._carried = dict(trace.carried)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
-        self.modules = {name: type(module).__name__ for name, module in model.named_modules()}
+        self.modules = {name: type(module).__name__ for name, module in named_modules(model)}
         self.depths = _depths(list(trace.order), list(self.modules))
         self._pin_unused(trace.used)
         held = [axis for info in self.tensors.values() for axis in info.axes]
