@@ -5,6 +5,7 @@ from topiarist.methods.cost_complexity import cost_complexity
 from topiarist.methods.gradient_magnitude import gradient_magnitude
 from topiarist.methods.lottery_ticket import lottery_ticket
 from topiarist.methods.magnitude import magnitude
+from topiarist.methods.pruning_from_scratch import pruning_from_scratch
 from topiarist.methods.random_pruning import random_pruning
 from topiarist.methods.reduced_error import reduced_error
 
@@ -16,6 +17,7 @@ __all__ = [
     "lottery_ticket",
     "magnitude",
     "method",
+    "pruning_from_scratch",
     "random_pruning",
     "reduced_error",
     "resolve",
