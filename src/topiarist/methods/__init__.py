@@ -1,5 +1,6 @@
 """Published systems, each a short composition of the other rooms: ``topiarist.methods.<name>(model, inputs, …)``."""
 
+from topiarist.methods.adversarial import adversarial
 from topiarist.methods.base import METHODS, Method, method, resolve
 from topiarist.methods.cost_complexity import cost_complexity
 from topiarist.methods.gradient_magnitude import gradient_magnitude
@@ -12,6 +13,7 @@ from topiarist.methods.reduced_error import reduced_error
 __all__ = [
     "METHODS",
     "Method",
+    "adversarial",
     "cost_complexity",
     "gradient_magnitude",
     "lottery_ticket",

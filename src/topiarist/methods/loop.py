@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -70,14 +70,34 @@ def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> float:
     Raises:
         TrainingError: the loss is not finite; nothing has moved.
     """
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise TrainingError(f"the loss is {value}; the weights are those before this step. Try a smaller lr")
+    value = _finite(loss)
     for optimizer in optimizers:
         optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     for optimizer in optimizers:
         optimizer.step()
+    return value
+
+
+def descend_apart(losses: Iterable[tuple[Tensor, Sequence[nn.Parameter]]], *optimizers: torch.optim.Optimizer) -> None:
+    """One step of every optimizer, where each group of parameters has a loss of its own.
+
+    Raises:
+        TrainingError: a loss is not finite; nothing has moved.
+    """
+    for loss, parameters in losses:
+        _finite(loss)
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) if parameters else ()
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def _finite(loss: Tensor) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise TrainingError(f"the loss is {value}; the weights are those before this step. Try a smaller lr")
     return value
 
 
