@@ -1,5 +1,6 @@
 """Pruning while training: masks held at zero, masks that move, gates that learn, and pressure towards zero."""
 
+from topiarist.mask.adaptive import SelfAdaptive
 from topiarist.mask.attach import active_plan, mask, reapply, unmask
 from topiarist.mask.dense import PrunableDense
 from topiarist.mask.gates import Gates
@@ -18,6 +19,7 @@ __all__ = [
     "PrunableDense",
     "Regrower",
     "ScaleL1",
+    "SelfAdaptive",
     "StraightThrough",
     "active_plan",
     "mask",

@@ -9,6 +9,7 @@ from topiarist.methods.magnitude import magnitude
 from topiarist.methods.pruning_from_scratch import pruning_from_scratch
 from topiarist.methods.random_pruning import random_pruning
 from topiarist.methods.reduced_error import reduced_error
+from topiarist.methods.self_adaptive import self_adaptive
 
 __all__ = [
     "METHODS",
@@ -23,4 +24,5 @@ __all__ = [
     "random_pruning",
     "reduced_error",
     "resolve",
+    "self_adaptive",
 ]
