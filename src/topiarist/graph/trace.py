@@ -38,6 +38,7 @@ from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
 from topiarist.graph.rules import RULES
 from topiarist.graph.running import (
     CONSTANT,
+    fails_on_any_values,
     plain_operators,
     quiet,
     tensors_restored,
@@ -518,15 +519,19 @@ def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) ->
 def _succeeds(attempt: Callable[..., None], state: Trace, model: nn.Module, *args: Any) -> bool:
     """Whether a model runs on tensors without values; what it costs and computes with counts only if it does."""
     costs, numbers = len(state.costs), len(state.numbers)
-    succeeds = True
+    succeeds, final = True, None
     try:
         attempt(state, model, *args)
     except UncopiedError:
         raise
-    except Exception:  # whatever a model may raise
+    except Exception as error:  # whatever a model may raise
         del state.costs[costs:], state.numbers[numbers:]
         succeeds = False
+        if fails_on_any_values(error):
+            final = without_frames(error)
     state.forget()
+    if final is not None:
+        raise final
     return succeeds
 
 
