@@ -110,4 +110,3 @@ def _asking(whom: dict[int, Modes]) -> Iterator[None]:
                 del _WATCHED[key]
             if not _WATCHED:
                 del nn.Module.training
-

@@ -64,7 +64,8 @@ def tensors_restored(model: nn.Module, largest: float = math.inf) -> Iterator[No
                     tensor.copy_(value)
 
 
-_OF_SHAPES = tuple(check.__code__ for check in (F._verify_batch_size, F._verify_spatial_size))
+_CHECKS = ("_verify_batch_size", "_verify_spatial_size")
+_OF_SHAPES = tuple(getattr(F, name).__code__ for name in _CHECKS if hasattr(F, name))
 
 
 def fails_on_any_values(error: Exception) -> bool:

@@ -29,9 +29,7 @@ def _convolution(
         return None
     if channels != entering * groups or made % groups or not _are_vectors(made, x.dtype, bias):
         return None
-    extents = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(image, kernel, *options, strict=True)
-    ]
+    extents = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(image, kernel, *options, strict=True)]
     return [((num, made, *extents), x.dtype)] if extents and min(extents) > 0 else None
 
 

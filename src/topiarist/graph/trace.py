@@ -2,7 +2,8 @@
 
 The run is on meta tensors (shapes only), so its cost does not grow with width or FLOPs; where that fails it is repeated
 on fake tensors, which know their devices, and at last on real ones. Evaluation and training mode are both traced into
-the same axes, in one run where the mode makes no difference. The caller's model is not touched: a structural copy that shares its parameters runs instead.
+the same axes, in one run where the mode makes no difference. The caller's model is not touched: a structural copy that
+shares its parameters runs instead.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from weakref import ref
 
 import numpy as np
@@ -291,7 +292,8 @@ class Trace:
 
     def _pin_unruled(self, func: Any, args: Any, kwargs: Any, out: Any, failure: Exception | None) -> None:
         """Pin what an operator touches that has no rule, or whose rule has failed."""
-        name, kind = str(func.overloadpacket), cast("Kind", "operator" if failure is None else "rule")
+        name = str(func.overloadpacket)
+        kind: Kind = "operator" if failure is None else "rule"
         reason = f"no rule for the operator {name}"
         if failure is not None:
             name = f"{name} ({type(failure).__name__} in its rule: {failure})"

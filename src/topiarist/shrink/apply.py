@@ -92,9 +92,7 @@ def _like(tensor: Tensor, data: Tensor) -> Tensor:
     return copied
 
 
-def _cut(
-    name: str, tensor: Tensor, slices: tuple[Slice, ...], known: dict[tuple[int, torch.device], Tensor]
-) -> Tensor:
+def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...], known: dict[tuple[int, torch.device], Tensor]) -> Tensor:
     """``tensor`` without what the slices remove; ``known`` are the indices that stay, of slices met before."""
     small = tensor
     for piece in slices:
