@@ -346,3 +346,18 @@ def test_movement_without_scores_for_a_parameter_or_of_another_shape(net, data):
         units_of(net, data[0][0]).candidates(Movement(missing), None, None, {})
     with pytest.raises(InputError, match=r"conv2\.weight"):
         units_of(net, data[0][0]).candidates(Movement({**scores, "conv2.weight": torch.zeros(3)}), None, None, {})
+
+
+@pytest.mark.parametrize("broken", ["positions", "examples"])
+def test_gates_catch_products_without_their_signs(net, data, monkeypatch, broken):
+    from topiarist.stats import gates
+
+    products = gates._products
+
+    def wrong(use, size):
+        found, positions = products(use, size)
+        return found.abs() if broken == "positions" else found.mean(0, keepdim=True).expand_as(found), positions
+
+    monkeypatch.setattr(gates, "_products", wrong)
+    with pytest.raises(AssertionError):
+        test_taylor_is_the_gradient_of_gates(net, data, "conv1.weight:0")
