@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -72,7 +72,10 @@ def _one_pass(
 ) -> None:
     model, function = subject.model, loss if any(s.reads == "loss" for s in active) else None
     watch, number, keeps = _watch(model, active), 0, any(s.keeps_graph for s in active)
-    with preserved(model), _differentiable_twice(keeps), torch.set_grad_enabled(function is not None):
+    with preserved(model), torch.set_grad_enabled(function is not None), ExitStack() as entered:
+        entered.enter_context(_differentiable_twice(keeps))
+        for statistic in active:
+            entered.enter_context(statistic.hooked(model))
         model.eval()
         if function is not None:
             for parameter in subject.parameters.values():

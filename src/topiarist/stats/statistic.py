@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -87,6 +88,11 @@ class Statistic:
     num_passes: int = 1
     watches: Literal["", "forward", "backward"] = ""
     keeps_graph: bool = False
+
+    def hooked(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Entered around each pass, for those that look at modules: what it hangs on ``model`` it takes off again."""
+        del model
+        return nullcontext()
 
     def on_start(self, size: int) -> None:
         """A batch of ``size`` examples is about to run."""
