@@ -315,6 +315,7 @@ class Planner:
                 **{unit: self._cost(unit, tuple(own.values())) for unit in ("params", "macs", "bytes")},
                 **({} if self.prediction is None else {"latency_ms": self.prediction}),
             },
+            bool(getattr(saliency, "is_comparable", False)),
         )
 
     def _protected(
