@@ -48,9 +48,13 @@ def bill(model, x, stored):
 def check(model, x, structure, removed_by):
     """The prices of a plan are the quotients of two bills, the numbers being whole: nothing is rounded."""
     planner = Planner.of(model, x, resolve(structure), (), None)
+    try:
+        _ = planner.units
+    except InputError as error:
+        pytest.skip(str(error))  # no convolutions, no heads
     removed = {u.name: removed_by(u.num - u.minimum, u.num) for u in planner.units}
     plan, prices = planner.make(removed), planner.price(removed)
-    before = bill(model, x, stored=not planner.structure.is_physical)
+    before = bill(model, x, not planner.structure.is_physical)
     if planner.structure.is_physical:
         after = bill(topiarist.shrink(model, plan), x, False)
     else:
@@ -74,10 +78,6 @@ def lowest_of(fraction):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_prices_of_our_networks_are_the_bills(name, structure):
     model, x = network(name)
-    try:
-        Planner.of(model, x, resolve(structure), (), None).units  # noqa: B018 a property that refuses
-    except InputError as refusal:
-        pytest.skip(str(refusal))
     for fraction in (0.0, 0.37, 1.0):
         check(without_zeros(model), x, structure, lowest_of(fraction))
 

@@ -32,6 +32,8 @@ from topiarist.stats import Statistics
 from topiarist.structure import Structure
 from topiarist.structure.base import parameters_of
 
+TIMES = "latency.json"  # in the folder of a run
+
 OnStep = Callable[[Mapping[str, float]], None]
 
 
@@ -100,7 +102,8 @@ def prune(
         recipe: how the model was trained, for recoveries that replay it.
         checkpoints: states of that training, for recoveries that rewind to one.
         folder: where each completed step is saved; the same call goes on after the last one.
-        on_step: called with every row of training and of the curve.
+        on_step: called with every row of training and of the curve, and with ``timing`` and ``num_timings`` while parts
+            are timed for a budget of ``latency_ms``.
 
     Raises:
         InputError: an argument cannot be used, or ``folder`` holds another run.
@@ -119,19 +122,23 @@ def prune(
         example_inputs,
     )
     criterion = saliencies.resolve(saliency)
+    described = repr(budget)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    planner, budget = planner.timed(budget, None if folder is None else Path(folder) / TIMES, _timing(on_step))
     run = _Run(
         planner=planner,
         saliency=criterion,
         allocation=planner.allocation(allocation, criterion, data, loss, evaluate),
         schedule=schedules.resolve(schedule),
         recover=recoveries.resolve(recover),
-        context=RecoveryContext(data=data, loss=loss, checkpoints=checkpoints, recipe=recipe),
+        context=RecoveryContext(data=data, loss=loss, checkpoints=checkpoints, recipe=recipe, dense=model),
         evaluate=evaluate,
         on_step=on_step,
         sequential=sequential,
     )
     num_steps = _num_steps(steps, run.schedule, budget)
-    journal = Journal.open(folder, model, run.describe(budget, num_steps))
+    journal = Journal.open(folder, model, run.describe(described, num_steps))
     work, progress = run.loop(copy.deepcopy(model), budget, num_steps, journal)
     plan, checked = progress.plan, None
     if plan is None:
@@ -159,7 +166,7 @@ class _Run:
     on_step: OnStep | None
     sequential: bool = False
 
-    def describe(self, budget: Budget | None, num_steps: int) -> dict[str, Any]:
+    def describe(self, budget: str, num_steps: int) -> dict[str, Any]:
         """What makes two calls the same run; objects are told apart by their repr."""
         return {
             "structure": repr(self.planner.structure),
@@ -167,7 +174,7 @@ class _Run:
             "allocation": _describe(self.allocation),
             "schedule": _describe(self.schedule),
             "recover": _describe(self.recover),
-            "budget": repr(budget),
+            "budget": budget,
             "keep": list(self.planner.keep),
             "num_steps": num_steps,
             **({"sequential": True} if self.sequential else {}),
@@ -183,7 +190,8 @@ class _Run:
         for step in range(len(progress.curve) + 1, num_steps + 1):
             planner = replace(self.planner, model=work)
             amounts_by = self._amounts_by()
-            stats = planner.collect(amounts_by, self.context.data, self.context.loss)
+            before = progress.plan.masks(work) if progress.plan is not None else {}
+            stats = planner.collect(amounts_by, self.context.data, self.context.loss, before)
             way = self.schedule, step / num_steps, progress.plan
             plan = plan_at(planner, amounts_by, self.allocation, budget, *way, stats=stats)
             if may_fall(self.schedule):
@@ -350,6 +358,12 @@ def _fault(planner: Planner, example_inputs: Any, names: Sequence[str]) -> str |
     except (InputError, ShrinkError) as error:
         return str(error)
     return None if checked.passed else str(checked)
+
+
+def _timing(on_step: OnStep | None) -> Callable[[int, int], None] | None:
+    if on_step is None:
+        return None
+    return lambda done, total: on_step({"timing": done, "num_timings": total})
 
 
 def _describe(part: object) -> str:

@@ -75,6 +75,7 @@ class Candidates:
             units=tuple(units for units in self.units if units.name in names),
             scores={name: scores for name, scores in self.scores.items() if name in names},
             gone={name: gone for name, gone in self.gone.items() if name in names},
+            protected={name: stay for name, stay in self.protected.items() if name in names},
         )
 
     @property

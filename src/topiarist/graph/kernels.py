@@ -16,6 +16,7 @@ from torch import Tensor
 from topiarist.graph.shapes import SHAPES, Made
 
 Key = tuple[Any, ...]
+_META = torch.device("meta")
 _FIRST = "the first operand, written into"
 
 
@@ -85,7 +86,7 @@ def _nothing(args: Sequence[Any], kwargs: Any) -> None:
 
 
 def _exact(args: Sequence[Any], kwargs: Any) -> Key | None:
-    """Shapes, strides and dtypes of the tensors and all else as it is; None off the meta device."""
+    """Shapes, strides and dtypes of the tensors, if any, and all else as it is; None off the meta device."""
     key: list[Any] = []
     tensors = 0
     for value in (*args, *kwargs.items()) if kwargs else args:
@@ -102,7 +103,7 @@ def _exact(args: Sequence[Any], kwargs: Any) -> Key | None:
             key.append(inner or tuple((type(v), v) for v in value))
         else:
             key.append((type(value), value))
-    return tuple(key) if tensors else None
+    return tuple(key) if tensors or (kwargs and kwargs.get("device") == _META) else None
 
 
 def _pointwise(args: Sequence[Any], kwargs: Any) -> Key | None:

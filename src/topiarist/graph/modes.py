@@ -16,6 +16,8 @@ from types import CodeType
 
 from torch import nn
 
+from topiarist.graph.copies import named_modules
+
 _INDIFFERENT = frozenset(f.__code__ for f in (nn.modules.batchnorm._BatchNorm.forward, nn.Dropout.forward))
 
 
@@ -34,8 +36,8 @@ class Modes:
 
     @contextmanager
     def watched(self, model: nn.Module) -> Iterator[None]:
-        """Inside the ``with``, ``model`` is in evaluation mode, and its modules ask here."""
-        modules = list(model.eval().modules())
+        """Inside the ``with``, the modules of ``model``, which is in evaluation mode, ask here."""
+        modules = [module for _, module in named_modules(model)]
         if not all(map(_is_plain, modules)):
             yield
             return

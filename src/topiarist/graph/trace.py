@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules import module as torch_modules
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,7 +29,7 @@ from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph, nowhere
 from topiarist.graph.blueprint import read
-from topiarist.graph.copies import UncopiedError, model_tensors, structural_copy
+from topiarist.graph.copies import UncopiedError, model_tensors, named_modules, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
@@ -63,8 +64,7 @@ from topiarist.inputs import as_arguments, call, fresh
 from topiarist.outputs import tensors_in
 
 
-@dataclass(frozen=True)
-class Tracked:
+class Tracked(NamedTuple):
     """What is known of a tensor: its axes; per dimension, whether zeroing an index upstream zeroes it here too; the
     model tensor it is a reshaped view of, if any; whether it is one value everywhere; and the axes that are pinned as
     soon as its values are used, with the reason, as those that an argmax runs over."""
@@ -102,14 +102,13 @@ class Trace:
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
         self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
-        self.dims: dict[str, tuple[Axis, ...]] = {}  # tensor of the model → its axes
-        self.reads: dict[str, dict[int, Axis]] = {}  # weight → what it is summed over, by its dimension
-        self.carries: dict[str, dict[int, Axis]] = {}  # weight → what it hands on index by index, as depthwise ones do
+        self.carried: dict[str, Axis] = {}  # weight → the groups that it hands on one by one, as depthwise ones do
         self.used: set[str] = set()
         self.summed: dict[str, list[Axis]] = {}  # weight → axes of it that a product with activations sums over
         self.biases: dict[str, str] = {}  # weight → what is added to its outputs, one number each
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
+        self.scales: dict[str, None] = {}  # vectors of the model that activations are multiplied by, entry by entry
         self.strides: dict[str, tuple[int, ...]] = {}  # of the model's tensors, by name
         self.sources: dict[str, tuple[Axis, ...]] = {}  # their axes
         self.counting = True
@@ -119,6 +118,7 @@ class Trace:
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
         self._is_closed = False
+        self._place: tuple[str, str] | None = None  # where the operator stands that runs at the moment
         self._settled = (0, 0, 0)  # how many leaves, parts and constraints are accounted for
 
     def __getitem__(self, tensor: Tensor) -> Tracked:
@@ -140,8 +140,8 @@ class Trace:
         is_uniform: bool = False, pins: Sequence[tuple[Axis, str]] = (),
     ) -> None:  # fmt: skip
         """Say what the axes of ``tensor`` are, and the rest of `Tracked`; ``zero`` defaults to True everywhere."""
-        sizes = tuple(self.graph.find(axis).size for axis in axes)
-        if sizes != tuple(tensor.shape):
+        sizes = tuple([self.graph.find(axis).size for axis in axes])
+        if sizes != tensor.shape:
             raise AssertionError(f"a rule gave axes of sizes {sizes} to a tensor of shape {tuple(tensor.shape)}")
         zeros = (True,) * len(sizes) if zero is None else tuple(zero)
         if id(tensor) not in self._known:
@@ -164,7 +164,11 @@ class Trace:
 
     def here(self) -> tuple[str, str]:
         """The source line of the model's code that runs at the moment, and the module; empty where there is none."""
-        return (source_line(), self.running[-1]) if self.running else ("", "")
+        if not self.running:
+            return nowhere()
+        if self._place is None or not self.is_inside:
+            self._place = (source_line(), self.running[-1])
+        return self._place
 
     def pinned(self, sizes: Sequence[int], reason: str, kind: Kind = "order") -> list[Axis]:
         """New axes that may not shrink."""
@@ -189,8 +193,6 @@ class Trace:
     def contract(self, a: tuple[Tensor, int], b: tuple[Tensor, int], operator: str) -> Axis:
         """Tie the contracted pair; exact where either side is zero at a zeroed index."""
         left, right = self[a[0]], self[b[0]]
-        for tracked, dim in ((left, a[1]), (right, b[1])):
-            self.takes(tracked.source, tracked.axes[dim])
         axis = self.unify(left.axes[a[1]], right.axes[b[1]], operator)
         if left.source is None and right.source is None:
             self.graph.mark_role(axis, "met")  # queries and keys, for one: no weight alone reads it
@@ -199,6 +201,12 @@ class Trace:
         self.sums(*a)
         self.sums(*b)
         return axis
+
+    def scaled(self, tensor: Tensor) -> None:
+        """Note that activations are multiplied by ``tensor``, entry by entry; it is a scale where it is a vector."""
+        source = self[tensor].source
+        if source is not None and sum(size != 1 for size in tensor.shape) == 1:
+            self.scales[source] = None
 
     def sums(self, tensor: Tensor, dim: int) -> None:
         """Note that a product sums over dimension ``dim`` of ``tensor``, which may be a weight."""
@@ -211,18 +219,6 @@ class Trace:
         names = self[weight].source, self[bias].source
         if names[0] is not None and names[1] is not None and bias.dim() == 1:
             self.biases[names[0]] = names[1]
-
-    def takes(self, source: str | None, read: Axis, carried: Axis | None = None) -> None:
-        """Remember which dimensions of a weight are summed over, and which are handed on, where it is first used.
-
-        Later both may be one axis, as where a sum follows; what they were told apart by is then gone.
-        """
-        if source is None or source in self.reads:
-            return
-        for found, axis in ((self.reads, read), (self.carries, carried)):
-            leaves = set() if axis is None else set(self.graph.leaves(axis)) - {self.graph.one}
-            dims = enumerate(self.dims[source])
-            found[source] = {dim: axis for dim, own in dims if axis and not leaves.isdisjoint(self.graph.leaves(own))}
 
     def cost(self, *axes: Axis, source: str | None, factor: tuple[Tensor, int, int] | None = None) -> None:
         """Count multiply–accumulates: the product of the sizes of ``axes``.
@@ -321,34 +317,41 @@ class Trace:
 
     def operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Let the rule of ``func`` speak, or pin everything where there is none."""
+        self._place = None
         outputs = [out] if isinstance(out, Tensor) else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        operands = (args, kwargs)
         if not outputs:  # a number, and whoever asks for it reads what it is of
-            for tensor in (t for t in tree_leaves(operands) if isinstance(t, Tensor)):
+            for tensor in (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
                 self[tensor]
             return
-        kwargs = {k: v for k, v in kwargs.items() if k != "out"}  # the tensor to write into is the output
-        name = str(func.overloadpacket)
+        if "out" in kwargs:  # the tensor to write into is the output
+            kwargs = {k: v for k, v in kwargs.items() if k != "out"}
         found = RULES.get(func) or RULES.get(func.overloadpacket)
-        kind: Kind = "operator"
-        reason = f"no rule for the operator {name}"
+        failure: Exception | None = None
         if found is not None:
             try:
                 found(self, out, *args, **kwargs)
             except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
-                name = f"{name} ({type(error).__name__} in its rule: {error})"
-                reason, kind = f"the rule of the operator {name} does not hold", "rule"
-                found = None
-        if found is None:
-            if name not in self.unknown:
-                self.unknown[name] = ", in ".join(filter(None, self.here()))
-                if kind == "operator":
-                    self.stubs[name] = stub(func, args, kwargs, out, self.unknown[name])
-            self.pin_all((t for t in tree_leaves(operands) if isinstance(t, Tensor)), reason, kind)
-            for tensor in outputs:
-                self.put(tensor, self.pinned(tensor.shape, reason, kind))
+                failure = error
+        if found is None or failure is not None:
+            self._pin_unruled(func, args, kwargs, out, failure)
         if func._schema.is_mutable:
             self._written(outputs)
+
+    def _pin_unruled(self, func: Any, args: Any, kwargs: Any, out: Any, failure: Exception | None) -> None:
+        """Pin what an operator touches that has no rule, or whose rule has failed."""
+        kind: Kind = "operator" if failure is None else "rule"
+        name = str(func.overloadpacket)
+        reason = f"no rule for the operator {name}"
+        if failure is not None:
+            name = f"{name} ({type(failure).__name__} in its rule: {failure})"
+            reason = f"the rule of the operator {name} does not hold"
+        if name not in self.unknown:
+            self.unknown[name] = ", in ".join(filter(None, self.here()))
+            if failure is None:
+                self.stubs[name] = stub(func, args, kwargs, out, self.unknown[name])
+        self.pin_all((t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)), reason, kind)
+        for tensor in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
+            self.put(tensor, self.pinned(tensor.shape, reason, kind))
 
     def pin_all(self, tensors: Iterable[Tensor], reason: str, kind: Kind = "order") -> None:
         """Pin every axis of some tensors."""
@@ -387,20 +390,22 @@ class Trace:
         else:
             for size in sizes_in((args, kwargs)):
                 self.on_value(size.expression)
-            self.pin_unsettled(f"its size is set inside {name}", tensors_in((args, kwargs)))
+            self.pin_unsettled(f"its size is set inside {name}", (args, kwargs))
         self.settle()
         foreign = [t for t in made if not self.knows(t)]
         if foreign or (isinstance(out, (np.ndarray, list, torch.UntypedStorage, torch.TypedStorage)) and not made):
             self.pin_all(tensors_in((args, kwargs)), f"its values leave torch's operators in {name}", "foreign")
 
-    def pin_unsettled(self, reason: str, operands: Sequence[Tensor] = ()) -> None:
+    def pin_unsettled(self, reason: str, operands: Any = ()) -> None:
         """Pin the parts made since the last function that neither a constraint nor a dimension of its operands
         accounts for: their sizes are hidden literals."""
         ages, parts, constraints = self._settled
-        found = [*self.graph.younger(ages), *self.graph.parts[parts:]]
+        found: list[Axis] = []
+        if self.graph.age > ages or len(self.graph.parts) > parts:
+            found = [*self.graph.younger(ages), *self.graph.parts[parts:]]
         if found:
             given = [c.axis for c in self.constraints[constraints:]]
-            given.extend(axis for tensor in operands for axis in self[tensor].axes)
+            given.extend(axis for tensor in tensors_in(operands) for axis in self[tensor].axes)
             known = {tuple(self.graph.leaves(axis)) for axis in given}
             for part in found:
                 if tuple(self.graph.leaves(part)) not in known:
@@ -487,7 +492,7 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
     if not isinstance(model, nn.Module):
         raise InputError(f"trace takes a torch.nn.Module, got {type(model).__name__}")
     as_arguments(example_inputs)  # refuses what is no arguments
-    lazy = [name for name, p in model.named_parameters() if torch.nn.parameter.is_lazy(p)]
+    lazy = [name for name, tensor, _ in model_tensors(model) if torch.nn.parameter.is_lazy(tensor)]
     if lazy:
         raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
     blueprint = None if uniform is None else read(model, uniform)
@@ -540,7 +545,6 @@ def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
         state.strides[name] = tensor.stride() if tensor.layout is torch.strided else ()
         axes = state.sources[name] = tuple(state.graph.leaf(size) for size in tensor.shape)
         state.put(tensor, axes, [kind == "parameter"] * len(axes), source=name)  # masks zero parameters only
-        state.dims[name] = axes
         if kind == "parameter":
             state.parameters.add(name)
         tensors[name] = TensorInfo(axes, kind, tensor.element_size())
@@ -629,7 +633,7 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
 @contextmanager
 def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
     """Inside the ``with``, the trace knows which of the modules run, and what they return."""
-    names = {id(module): name for name, module in model.named_modules()}
+    names = {id(module): name for name, module in named_modules(model)}
 
     def enter(module: nn.Module, args: Any) -> None:
         name = names.get(id(module))
@@ -655,6 +659,7 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        torch_modules._global_forward_hooks_with_kwargs.pop(handles[1].id, None)  # torch 2.13 leaves this one behind
 
 
 def _storage(tensor: Tensor) -> int:
