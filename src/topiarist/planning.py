@@ -34,6 +34,7 @@ from topiarist.saliency.base import needs, score
 from topiarist.saliency.finite import check_finite
 from topiarist.shrink import shrink
 from topiarist.stats import PerParameter, Statistics, Subject, collect, start
+from topiarist.stats.statistic import name_of
 from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
 from topiarist.structure.channel import axis_units
@@ -351,9 +352,11 @@ class Planner:
         stats = start(needs(saliency), subject)
         for need, statistic in stats.items():
             if statistic.reads == "loss" and (data is None or loss is None):
-                raise InputError(f"{saliency} needs {need}: pass data=batches of (inputs, targets) and loss=function")
+                raise InputError(
+                    f"{saliency} needs {name_of(need)}: pass data=batches of (inputs, targets) and loss=function"
+                )
             if statistic.reads == "inputs" and data is None:
-                raise InputError(f"{saliency} needs {need}: pass data=batches of inputs")
+                raise InputError(f"{saliency} needs {name_of(need)}: pass data=batches of inputs")
         collect(stats.values(), subject, data, loss)
         return stats
 

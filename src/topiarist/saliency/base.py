@@ -13,6 +13,7 @@ from topiarist.errors import InputError
 from topiarist.plan import Units
 from topiarist.saliency.finite import check_finite
 from topiarist.stats import Need, Statistics
+from topiarist.stats.statistic import name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ def score(criterion: Saliency, slices: Slices, *, checked: bool = False) -> Tens
         for place, tensor in enumerate(tensors if isinstance(tensors, tuple) else ()):
             if isinstance(tensor, Tensor):
                 check_finite({_tensor_name(units, place, len(tensors)): tensor}, str(what))
-    missing = [str(need) for need in needs(criterion) if need not in slices.stats]
+    missing = [name_of(need) for need in needs(criterion) if need not in slices.stats]
     if missing and slices.weights:
         raise InputError(f"{criterion} needs {', '.join(missing)} of {units.name!r}; pass data and loss")
     with torch.no_grad():

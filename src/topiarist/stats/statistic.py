@@ -125,6 +125,16 @@ class PerParameter(Statistic):
         return rows_of(units, self.values)
 
 
+def name_of(need: Need) -> str:
+    """What messages call a need.
+
+    Example:
+        >>> name_of("gradients"), name_of(Statistic)
+        ('gradients', 'Statistic')
+    """
+    return str(getattr(need, "__name__", need))
+
+
 Factory = Callable[[Subject], Statistic]
 Need = Hashable  # a word of `topiarist.stats.words`, or a factory of one's own
 Statistics = Mapping[Need, Statistic]
