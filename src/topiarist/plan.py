@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from topiarist.errors import FormatError, InputError, nearest
 
 PLAN_FORMAT = "topiarist-plan"
-PLAN_VERSION = 1
-_LATER = ("zeroed",)  # parts of the decision that only some structures have: left out where there are none
+PLAN_VERSION = 2  # the first that knows zeroed and bypassed; plans without them are of version 1
+_LATER = ("zeroed", "bypassed")  # parts of the decision that only some structures have: left out where there are none
 _LONGEST_INDEX_LIST = 4096  # longer selections are stored as packed bits
 
 
@@ -106,7 +106,7 @@ class Member:
     ``dim`` is the tensor dimension that the units index, ``unit`` maps each position along it to a unit
     (int64 of shape ``(size of dim,)``, −1 where no unit of this set lives). Where units are entries, ``dim`` is
     ``None`` and ``unit`` maps the entries in row-major order (``(num entries,)``), or is ``None`` as well where every
-    single entry is a unit of its own.
+    single entry is a unit of its own. A ``unit`` without dimensions says that the whole tensor belongs to that one.
     """
 
     tensor: str
@@ -122,7 +122,8 @@ class Units:
     carries it, for allocation by layer type; ``layer`` the module's own name; ``minimum`` how many must stay.
     Where one unit takes several indices, of one axis or of several at once, ``step`` says how many of each, ``first``
     how many the first unit takes (the last one takes what is left), ``members`` is empty, and ``assigned`` maps the
-    indices of each axis to units (int64 of shape ``(size,)``), once they are ranked.
+    indices of each axis to units (int64 of shape ``(size,)``), once they are ranked. Where units are modules,
+    ``modules`` names them.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Units:
     step: tuple[tuple[str, int], ...] = ()
     first: tuple[int, ...] = ()
     assigned: tuple[tuple[str, Tensor], ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +155,8 @@ class Plan:
     of entries (for ``structure="weight"`` the units are the entries, and ``removed`` says it). ``slices`` maps tensor
     names to the positions that leave their dimensions (empty for structures that zero entries); ``attributes`` maps
     dotted paths (``"blocks.0.attn.num_heads"``) to the sizes that follow. ``inexact`` names the cut axes for which
-    removing cannot equal zeroing, with the operator that makes it so. ``requested`` and ``achieved`` are in the words
+    removing cannot equal zeroing, with the operator that makes it so. ``bypassed`` maps modules that go as a whole to
+    the form of what they returned (`topiarist.graph.bypass`). ``requested`` and ``achieved`` are in the words
     of `Budget`, and in units and fractions.
 
     Example:
@@ -170,9 +173,10 @@ class Plan:
     requested: Mapping[str, float] = field(default_factory=dict)
     achieved: Mapping[str, float] = field(default_factory=dict)
     zeroed: Mapping[str, Tensor] = field(default_factory=dict)
+    bypassed: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("removed", "slices", "attributes", "inexact", "requested", "achieved", "zeroed"):
+        for name in ("removed", "slices", "attributes", "inexact", "requested", "achieved", *_LATER):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
@@ -239,7 +243,7 @@ class Plan:
     def _json(self) -> dict[str, Any]:
         return {
             "format": PLAN_FORMAT,
-            "version": PLAN_VERSION,
+            "version": PLAN_VERSION if any(getattr(self, part) for part in _LATER) else 1,
             "structure": self.structure,
             "removed": {k: _encode(v) for k, v in self.removed.items()},
             "slices": {k: [{"dim": s.dim, **_encode(s.removed)} for s in v] for k, v in self.slices.items()},
@@ -247,8 +251,12 @@ class Plan:
             "inexact": dict(self.inexact),
             "requested": dict(self.requested),
             "achieved": dict(self.achieved),
-            **({"zeroed": {k: _encode(v) for k, v in self.zeroed.items()}} if self.zeroed else {}),
+            **{k: v for k, v in self._later().items() if v},
         }
+
+    def _later(self) -> dict[str, Any]:
+        """The parts that only some structures have, as JSON."""
+        return {"zeroed": {k: _encode(v) for k, v in self.zeroed.items()}, "bypassed": dict(self.bypassed)}
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -259,9 +267,9 @@ class Plan:
         """
         try:
             raw = json.loads(text)
-            if raw.get("format") != PLAN_FORMAT or raw.get("version") != PLAN_VERSION:
+            if raw.get("format") != PLAN_FORMAT or raw.get("version") not in range(1, PLAN_VERSION + 1):
                 raise FormatError(
-                    f"not a plan of version {PLAN_VERSION}: "
+                    f"not a plan of version {PLAN_VERSION} or lower: "
                     f"format {raw.get('format')!r}, version {raw.get('version')!r}"
                 )
             return cls(
@@ -273,6 +281,7 @@ class Plan:
                 requested=raw["requested"],
                 achieved=raw["achieved"],
                 zeroed={k: _decode(v) for k, v in raw.get("zeroed", {}).items()},
+                bypassed={str(k): str(v) for k, v in raw.get("bypassed", {}).items()},
             )
         except FormatError:
             raise

@@ -151,7 +151,7 @@ class Planner:
         cls, model: nn.Module, example_inputs: Any, structure: Structure, keep: Sequence[str], uniform: str | None
     ) -> Planner:
         """Trace the model; arguments are those of `plan`."""
-        if uniform is not None and not structure.is_physical:
+        if uniform is not None and (not structure.is_physical or hasattr(structure, "rewriting")):
             raise InputError(
                 f"uniform={uniform!r} ties sizes, and {structure} leaves all as they are; try structure='channel'"
             )
@@ -242,6 +242,10 @@ class Planner:
         if not self.structure.is_physical:
             entries = {} if name == "weight" else zeroed(self.units, removed)
             return Plan(name, removed, requested=requested or {}, achieved=achieved or {}, zeroed=entries)
+        rewriting = getattr(self.structure, "rewriting", None)
+        if rewriting is not None:
+            fields = rewriting(self.axes, self.units, removed, parameters_of(self.model))
+            return Plan(name, removed, requested=requested or {}, achieved=achieved or {}, **fields)
         attributes, broken = self.axes.attributes(removed)
         if broken:
             places = ", ".join(sorted({c.where for c in broken}))
@@ -328,11 +332,15 @@ class Planner:
 
     def _physical(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
         """What counts parameters, multiply–accumulates and bytes after a cut."""
-        sizes = self.axes.sizes(removed)
+        remaining = getattr(self.structure, "remaining", None)
+        if removed and remaining is not None:
+            axes, sizes = remaining(self.axes, self.units, removed), {}
+        else:
+            axes, sizes = self.axes, self.axes.sizes(removed)
         return {
-            "params": lambda: self.axes.num_params(sizes),
-            "macs": lambda: self.axes.num_macs(sizes),
-            "bytes": lambda: self.axes.num_bytes(sizes),
+            "params": lambda: axes.num_params(sizes),
+            "macs": lambda: axes.num_macs(sizes),
+            "bytes": lambda: axes.num_bytes(sizes),
         }
 
     def _sparse(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +24,7 @@ from topiarist.graph.uniform import Move, described_moves
 from topiarist.plan import Member, Slice
 
 if TYPE_CHECKING:
-    from topiarist.graph.trace import Trace
+    from topiarist.graph.trace import Cost, Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +78,10 @@ class Axes:
         self.training_error = training_error
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()
+        self.bypasses = {name: "".join(forms) for name, forms in trace.forms.items() if len(forms) == 1 and all(forms)}
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.modules = {name: type(module).__name__ for name, module in model.named_modules()}
+        self.places = _places(model)
         self.depths = _depths(list(trace.order), list(self.modules))
         self._pin_unused(trace.used)
         held = [axis for info in self.tensors.values() for axis in info.axes]
@@ -193,6 +196,25 @@ class Axes:
     def _misses(self, blueprint: Blueprint, sizes: Mapping[Axis, int], attributes: Mapping[str, int]) -> str | None:
         shapes = {n: tuple(self.graph.measure(axis, sizes) for axis in i.axes) for n, i in self.tensors.items()}
         return blueprint.misses(attributes, shapes)
+
+    def without(self, modules: Collection[str]) -> Axes:
+        """The same without the tensors that only these modules hold, and without what is computed inside of them."""
+        left: dict[str, TensorInfo] = {}
+        counted: set[str] = set()
+        places = [place for module in modules for place in self.places[module]]
+        for name, info in self.tensors.items():
+            if not any(name.startswith(f"{place}.") for place in places):
+                first = info.tied_to or name
+                left[name] = replace(info, tied_to=first if first in counted else None)
+                counted.add(first)
+        costs = (cost for cost in self.costs if not any(module in modules for module in cost.modules))
+        return self.with_bill(left, costs)
+
+    def with_bill(self, tensors: Mapping[str, TensorInfo], costs: Iterable[Cost]) -> Axes:
+        """The same with other tensors and costs to count."""
+        other = copy.copy(self)
+        other.tensors, other.costs = dict(tensors), tuple(costs)
+        return other
 
     def num_params(self, sizes: Mapping[Axis, int] | None = None) -> int:
         """Parameters with the given leaf sizes; tied tensors count once."""
@@ -319,6 +341,14 @@ class Axes:
     @cached_property
     def _whole(self) -> dict[str, float]:
         return {"params": self.num_params(), "macs": self.num_macs()}
+
+
+def _places(model: nn.Module) -> dict[str, list[str]]:
+    """Every name of each module, by the first."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[id(module)].append(name)
+    return {places[0]: places for places in names.values()}
 
 
 def _depths(order: Sequence[str], modules: Sequence[str]) -> dict[str, int]:

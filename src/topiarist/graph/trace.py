@@ -26,6 +26,7 @@ from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph, nowhere
 from topiarist.graph.blueprint import read
+from topiarist.graph.bypass import form_of
 from topiarist.graph.copies import UncopiedError, model_tensors, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
@@ -98,6 +99,7 @@ class Trace:
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
         self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
+        self.forms: dict[str, set[str]] = {}  # module → forms of what it returned, see `form`
         self.used: set[str] = set()
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
@@ -224,6 +226,14 @@ class Trace:
         """The shape of ``tensor`` as integers that remember their axes."""
         sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self.axes_of(tensor)]
         return torch.Size(sizes)
+
+    def form(self, args: Any, kwargs: Any, out: Any) -> str:
+        """In which form a module returned what could as well be its first input; see `topiarist.graph.bypass`."""
+        before, self.is_inside = self.is_inside, True  # looking at it is no part of the model
+        try:
+            return form_of(args, kwargs, out, lambda tensor: tuple(tensor.shape))
+        finally:
+            self.is_inside = before
 
     def forget(self) -> None:
         """Forget every tensor that is not the model's own, also where somebody has kept one without values."""
@@ -548,7 +558,7 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
     with ExitStack() as stack:
         for name, module in clone.named_modules():
             module.register_forward_pre_hook(_entered(state, name))
-            module.register_forward_hook(_recorder(state, name))
+            module.register_forward_hook(_recorder(state, name), with_kwargs=True)
         stack.enter_context(attributes.replaced(clone, lambda path, value: Size(value, Attribute(path), state)))
         stack.enter_context(plain_operators())
         stack.enter_context(_Operators(state))
@@ -569,9 +579,11 @@ def _entered(state: Trace, name: str) -> Callable[[nn.Module, Any], None]:
     return enter
 
 
-def _recorder(state: Trace, name: str) -> Callable[[nn.Module, Any, Any], None]:
-    def record(module: nn.Module, args: Any, out: Any) -> None:
-        del module, args
+def _recorder(state: Trace, name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+    def record(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        del module
+        if state.counting:
+            state.forms.setdefault(name, set()).add(state.form(args, kwargs, out))
         while state.running and state.running.pop() != name:
             pass  # a module inside that raised, and whose error the model caught
         for tensor in tensors_in(out):

@@ -1,9 +1,10 @@
 """Masks that hold through any optimizer: what is masked is set back to zero right after each step.
 
 Nothing is added to the forward pass and no key of the state dict changes, so compiled and distributed training are
-unaffected. One process-wide hook, present only while something is masked, follows every optimizer's step and zeroes
-the masked entries of weights and of the optimizer's state (momentum, Adam's moments), which would otherwise revive
-them. The removed values are kept aside, so that a mask comes off without a trace.
+unaffected (only whole layers that go have a hook, which hands their input on). One process-wide hook, present only
+while something is masked, follows every optimizer's step and zeroes the masked entries of weights and of the
+optimizer's state (momentum, Adam's moments), which would otherwise revive them. The removed values are kept aside, so
+that a mask comes off without a trace.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from topiarist.errors import InputError, nearest
+from topiarist.graph.bypass import identity_hook
 from topiarist.plan import Plan
 
 
@@ -42,6 +45,7 @@ class _Masked:
 class _Attachment:
     plan: Plan
     tensors: dict[str, _Masked]
+    hooks: tuple[RemovableHandle, ...]  # that hand on the inputs of layers that are removed
     end: weakref.finalize[[], nn.Module]  # the hook goes with the last masked model
 
 
@@ -68,6 +72,7 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         >>> _ = unmask(layer)
     """
     masks = plan.masks(model)
+    _check_modules(model, plan)
     if model in _attached:
         unmask(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -80,10 +85,21 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
             tensors[name] = _Masked(parameter, owner, leaf, removed, parameter[removed].clone())
         for entry in tensors.values():
             entry.parameter.masked_fill_(entry.removed, 0)
-    _attached[model] = _Attachment(plan, tensors, weakref.finalize(model, _drop_hook_if_idle))
+    hooks = tuple(
+        model.get_submodule(name).register_forward_hook(identity_hook(form), with_kwargs=True)
+        for name, form in plan.bypassed.items()
+    )
+    _attached[model] = _Attachment(plan, tensors, hooks, weakref.finalize(model, _drop_hook_if_idle))
     if not _handles:
         _handles.append(register_optimizer_step_post_hook(_after_step))
     return model
+
+
+def _check_modules(model: nn.Module, plan: Plan) -> None:
+    modules = dict(model.named_modules())
+    for name in plan.bypassed:
+        if not name or name not in modules:
+            raise InputError(f"the plan removes {name!r}, which the model does not have ({nearest(name, modules)})")
 
 
 def unmask(model: nn.Module, *, restore: bool = True) -> nn.Module:
@@ -97,6 +113,8 @@ def unmask(model: nn.Module, *, restore: bool = True) -> nn.Module:
     attachment = _attached.pop(model, None)
     if attachment is not None:
         attachment.end.detach()
+        for hook in attachment.hooks:
+            hook.remove()
     if attachment is not None and restore:
         with torch.no_grad():
             for entry in attachment.tensors.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import InputError, ShrinkError
 from topiarist.graph import attributes
+from topiarist.graph.bypass import Bypass, replace_module
 from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.states import random_states_kept
 from topiarist.inputs import call, fresh
@@ -22,7 +24,8 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
     """A new module of the same class without what ``plan`` removes; ``model`` is untouched.
 
     Parameters, buffers and tensor attributes lose the positions of ``plan.slices``, integer attributes take the
-    values of ``plan.attributes``, tied tensors stay tied. With ``example_inputs`` the result is run forward in
+    values of ``plan.attributes``, tied tensors stay tied. In place of modules of ``plan.bypassed`` stands one that hands
+    its first input on (`topiarist.graph.bypass.Bypass`). With ``example_inputs`` the result is run forward in
     evaluation mode, and forward and backward in training mode, before it is returned.
 
     Raises:
@@ -45,6 +48,8 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
         what = "single weights" if plan.structure == "weight" else f"units of {plan.structure!r}"
         raise InputError(f"{what} leave shapes as they are: use topiarist.mask, or a structure such as 'channel'")
     small = structural_copy(model, _tensors(model, plan))
+    for name, form in plan.bypassed.items():
+        replace_module(small, name, partial(Bypass.of, form=form))
     attributes.update(small, plan.attributes)
     synchronise(small)
     if example_inputs is not None:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from topiarist.errors import InputError
 from topiarist.graph import trace
+from topiarist.graph.bypass import identity
 from topiarist.graph.states import random_states_kept
 from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
@@ -136,6 +137,9 @@ def _zeroed(model: nn.Module, plan: Plan) -> nn.Module:
     with torch.no_grad():
         for name, removed in plan.masks(model).items():
             parameters[name].masked_fill_(removed.to(parameters[name].device), 0)
+    modules = dict(model.named_modules())
+    for name, form in plan.bypassed.items():
+        modules[name].forward = identity(form)  # not a hook: a layer that has run has filled its cache
     return model
 
 

@@ -13,6 +13,7 @@ from topiarist.structure.block import Block
 from topiarist.structure.channel import Channel
 from topiarist.structure.head import Head
 from topiarist.structure.kernel import Kernel, Vector
+from topiarist.structure.layer import Layer
 from topiarist.structure.nm import NM
 from topiarist.structure.pattern import Pattern
 from topiarist.structure.permutation import Permuted, permute
@@ -28,6 +29,7 @@ __all__ = [
     "Channel",
     "Head",
     "Kernel",
+    "Layer",
     "Pattern",
     "Permuted",
     "Strided",

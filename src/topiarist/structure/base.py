@@ -20,7 +20,9 @@ class Structure(Protocol):
 
     A structure may also have: ``word``, what recipes and plans call it; ``names_amount = True`` where the structure
     itself says how much goes when no budget does; and ``protected(axes, units, scores, gone)``, which says by bool
-    tensors ``(num units,)`` per set which units may not go, given scores and what is gone.
+    tensors ``(num units,)`` per set which units may not go, given scores and what is gone. A physical structure whose
+    units are no indices of axes has ``remaining(axes, units, removed)``, the `Axes` of what is left to pay for, and
+    ``rewriting(axes, units, removed, tensors)``, the fields of the `Plan` that say what goes.
     """
 
     @property
@@ -36,10 +38,32 @@ class Structure(Protocol):
 def slices(units: Units, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None) -> Slices:
     """Cut the parameters of one set of units into units: each member as ``(num units, elements)``."""
     members = [m for m in units.members if m.tensor in tensors]
+    if members and all(m.unit is not None and m.unit.dim() == 0 for m in members):
+        return _slices_of_wholes(units, members, tensors, gradients)
     weights = tuple(_by_unit(tensors[m.tensor], m, units.num) for m in members)
     if gradients is None:
         return Slices(units, weights)
     return Slices(units, weights, tuple(_by_unit(gradients[m.tensor], m, units.num) for m in members))
+
+
+def _slices_of_wholes(
+    units: Units, members: Sequence[Member], tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None
+) -> Slices:
+    """Whole tensors by unit: the first of every unit together, then the second; rows are filled up with zeros."""
+    by_unit: dict[int, list[str]] = {i: [] for i in range(units.num)}
+    for member in members:
+        by_unit[int(member.unit if member.unit is not None else 0)].append(member.tensor)
+    places = max(map(len, by_unit.values()))
+
+    def stacked(source: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        some = source[members[0].tensor]
+        rows = [
+            [source[names[i]].detach().flatten() if i < len(names) else some.new_zeros(0) for names in by_unit.values()]
+            for i in range(places)
+        ]
+        return tuple(nn.utils.rnn.pad_sequence(each, batch_first=True) for each in rows)
+
+    return Slices(units, stacked(tensors), () if gradients is None else stacked(gradients))
 
 
 def _by_unit(tensor: Tensor, member: Member, num: int) -> Tensor:
@@ -76,6 +100,8 @@ def _entries_by_unit(tensor: Tensor, unit: Tensor, num: int) -> Tensor:
 def own_weight(units: Units, tensors: Mapping[str, Tensor]) -> Tensor:
     """The flattened weight that the units are named after, for thresholds in units of its spread."""
     name = units.name.partition(":")[0]
+    if name not in tensors:
+        raise InputError(f"{units.name!r} has no weight of its own to take a threshold of; try structure='weight'")
     return tensors[name].detach().flatten()
 
 

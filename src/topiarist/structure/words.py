@@ -11,6 +11,7 @@ from topiarist.structure.block import Block
 from topiarist.structure.channel import Channel
 from topiarist.structure.head import Head
 from topiarist.structure.kernel import Kernel, Vector
+from topiarist.structure.layer import Layer
 from topiarist.structure.nm import NM
 from topiarist.structure.pattern import Pattern
 from topiarist.structure.strided import Strided
@@ -26,6 +27,7 @@ STRUCTURES: dict[str, Callable[[], Structure]] = {
     "strided": Strided,
     "channel": Channel,
     "head": Head,
+    "layer": Layer,
 }
 _SIZED: dict[str, Callable[..., Structure]] = {
     r"(\d+):(\d+)": NM,
