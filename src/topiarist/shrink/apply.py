@@ -24,7 +24,7 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
     """A new module of the same class without what ``plan`` removes; ``model`` is untouched.
 
     Parameters, buffers and tensor attributes lose the positions of ``plan.slices``, integer attributes take the
-    values of ``plan.attributes``, tied tensors stay tied. In place of modules of ``plan.bypassed`` stands one that hands
+    values of ``plan.attributes``, tied tensors stay tied. Where modules of ``plan.bypassed`` were, one hands
     its first input on (`topiarist.graph.bypass.Bypass`). With ``example_inputs`` the result is run forward in
     evaluation mode, and forward and backward in training mode, before it is returned.
 
