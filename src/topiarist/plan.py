@@ -8,9 +8,9 @@ import json
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,21 +24,32 @@ _LATER = ("zeroed", "bypassed")  # parts of the decision that only some structur
 _LONGEST_INDEX_LIST = 4096  # longer selections are stored as packed bits
 
 
+EXECUTORS = ("eager", "compiled", "onnxruntime")
+_FRACTIONS = ("macs", "params", "bytes", "peak_memory")  # of what the whole model has, that which remains
+
+
 @dataclass(frozen=True)
 class Budget:
     """The target of a pruning run, in exactly one unit.
 
     ``sparsity`` is the fraction of prunable units *removed*; ``compression`` is original size / remaining size over
-    all parameters (Blalock et al. 2020); ``macs``, ``params`` and ``bytes`` are the fraction that *remains*.
+    all parameters (Blalock et al. 2020); ``macs``, ``params``, ``bytes`` and ``peak_memory`` (of the activations of one
+    forward pass, `topiarist.measure.peak_activation_bytes`) are the fraction that *remains*. ``latency_ms`` is an
+    absolute ceiling on the milliseconds of one forward pass on ``device`` (that of the model unless given), for
+    ``batch`` examples (those of the example inputs unless given), run by ``executor``: ``"eager"``, ``"compiled"``
+    (torch.compile) or ``"onnxruntime"``. ``dense_ms`` is what the whole model takes there; it is measured where it is
+    not given, and turns the ceiling into a fraction.
 
     Raises:
-        InputError: not exactly one unit is given, or its value is outside its range.
+        InputError: not exactly one unit is given, its value is outside its range, or the executor is not known.
 
     Example:
         >>> Budget(macs=0.5)
         Budget(macs=0.5)  # keeps 0.5 of the macs
         >>> Budget(compression=4).removed
         0.75
+        >>> Budget(latency_ms=3.5, batch=64)
+        Budget(latency_ms=3.5, batch=64)  # at most 3.5 ms a call, eager
     """
 
     sparsity: float | None = None
@@ -46,6 +57,13 @@ class Budget:
     macs: float | None = None
     params: float | None = None
     bytes: float | None = None
+    peak_memory: float | None = None
+    latency_ms: float | None = None
+    _: KW_ONLY
+    device: str | None = None
+    batch: int | None = None
+    executor: str = "eager"
+    dense_ms: float | None = None
 
     def __post_init__(self) -> None:
         given = {k: v for k, v in self._values().items() if v is not None}
@@ -53,22 +71,36 @@ class Budget:
             raise InputError(
                 f"a budget has exactly one unit, got {given or 'none'}; try Budget(sparsity=0.9) or Budget(macs=0.5)"
             )
-        low, high = (1.0, math.inf) if self.unit == "compression" else (0.0, 1.0)
+        low, high = {"compression": (1.0, math.inf), "latency_ms": (0.0, math.inf)}.get(self.unit, (0.0, 1.0))
         if not (low <= self.value <= high and math.isfinite(self.value)):
             raise InputError(f"{self.unit} must lie in [{low:g}, {high:g}] and be finite, got {self.value!r}")
+        if self.executor not in EXECUTORS:
+            raise InputError(f"no executor is called {self.executor!r} ({nearest(self.executor, EXECUTORS)})")
+        if self.unit != "latency_ms" and self._conditions():
+            raise InputError(
+                f"{', '.join(self._conditions())} say where latency_ms is measured, {self.unit} has no use"
+            )
+        if self.batch is not None and self.batch < 1:
+            raise InputError(f"a batch holds 1 example or more, got {self.batch!r}")
 
     def _values(self) -> dict[str, float | None]:
         return {
             "sparsity": self.sparsity,
             "compression": self.compression,
-            "macs": self.macs,
-            "params": self.params,
-            "bytes": self.bytes,
+            **{unit: getattr(self, unit) for unit in _FRACTIONS},
+            "latency_ms": self.latency_ms,
         }
+
+    def _conditions(self) -> dict[str, object]:
+        """What is said of how a latency is measured."""
+        found: dict[str, object] = {"device": self.device, "batch": self.batch, "dense_ms": self.dense_ms}
+        given = {name: value for name, value in found.items() if value is not None}
+        return given if self.executor == "eager" else {**given, "executor": self.executor}
 
     @property
     def unit(self) -> str:
-        """The unit that is set: ``"sparsity"``, ``"compression"``, ``"macs"``, ``"params"`` or ``"bytes"``."""
+        """The unit that is set: ``"sparsity"``, ``"compression"``, ``"macs"``, ``"params"``, ``"bytes"``,
+        ``"peak_memory"`` or ``"latency_ms"``."""
         return next(k for k, v in self._values().items() if v is not None)
 
     @property
@@ -79,9 +111,23 @@ class Budget:
     @property
     def removed(self) -> float:
         """The fraction to remove, whatever the unit: sparsity s, 1 − 1/compression, or 1 − fraction kept."""
+        return self.removed_at(self.value)
+
+    def removed_at(self, value: float) -> float:
+        """The fraction that is removed where the budget's unit has this value.
+
+        Raises:
+            InputError: of a latency, where it is not known what the whole model takes.
+
+        Example:
+            >>> Budget(macs=0.5).removed_at(0.75), Budget(latency_ms=1, dense_ms=4).removed_at(3)
+            (0.25, 0.25)
+        """
         if self.unit == "sparsity":
-            return self.value
-        return 1 - 1 / self.value if self.unit == "compression" else 1 - self.value
+            return value
+        if self.unit == "compression":
+            return 1 - 1 / value
+        return 1 - value / self._whole()
 
     def with_removed(self, removed: float) -> Budget:
         """The same unit with another fraction removed, as a schedule asks for on its way to the target."""
@@ -89,14 +135,24 @@ class Budget:
             return Budget(sparsity=removed)
         if self.unit == "compression":
             return Budget(compression=1 / (1 - removed))
-        return Budget(**{self.unit: 1 - removed})
+        return replace(self, **{self.unit: (1 - removed) * self._whole()})  # type: ignore[arg-type]
+
+    def _whole(self) -> float:
+        if self.unit != "latency_ms":
+            return 1.0
+        if self.dense_ms is None:
+            raise InputError("a latency is no fraction before the whole model is timed; give dense_ms to make it one")
+        return self.dense_ms
 
     def __repr__(self) -> str:
         meaning = {
             "sparsity": f"removes {self.value:g} of the prunable units",
             "compression": "original size / remaining size",
-        }.get(self.unit, f"keeps {self.value:g} of the {self.unit}")
-        return f"Budget({self.unit}={self.value:g})  # {meaning}"
+            "latency_ms": f"at most {self.value:g} ms a call, {self.executor}",
+        }.get(self.unit, f"keeps {self.value:g} of the {self.unit.replace('_', ' ')}")
+        said = {k: f"{v:g}" if isinstance(v, float) else repr(v) for k, v in self._conditions().items()}
+        arguments = ", ".join(f"{k}={v}" for k, v in {self.unit: f"{self.value:g}", **said}.items())
+        return f"Budget({arguments})  # {meaning}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,12 +162,16 @@ class Member:
     ``dim`` is the tensor dimension that the units index, ``unit`` maps each position along it to a unit
     (int64 of shape ``(size of dim,)``, −1 where no unit of this set lives). Where units are entries, ``dim`` is
     ``None`` and ``unit`` maps the entries in row-major order (``(num entries,)``), or is ``None`` as well where every
-    single entry is a unit of its own. A ``unit`` without dimensions says that the whole tensor belongs to that one.
+    single entry is a unit of its own; a ``unit`` without dimensions says that the whole tensor belongs to that one.
+    ``side`` is ``"in"`` where activations are multiplied by the tensor and summed over ``dim``: the tensor consumes the
+    units; ``"out"`` where they are summed over another dimension: the tensor makes the units; ``""`` where neither:
+    biases, norms, tables.
     """
 
     tensor: str
     dim: int | None = None
     unit: Tensor | None = None
+    side: Literal["in", "out", ""] = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +217,7 @@ class Plan:
     dotted paths (``"blocks.0.attn.num_heads"``) to the sizes that follow. ``inexact`` names the cut axes for which
     removing cannot equal zeroing, with the operator that makes it so. ``bypassed`` maps modules that go as a whole to
     the form of what they returned (`topiarist.graph.bypass`). ``requested`` and ``achieved`` are in the words
-    of `Budget`, and in units and fractions.
+    of `Budget`, and in units and fractions; ``notes`` say what there is to say of them.
 
     Example:
         >>> plan = Plan("weight", {"weight": torch.tensor([True, False])})
@@ -172,6 +232,7 @@ class Plan:
     inexact: Mapping[str, str] = field(default_factory=dict)
     requested: Mapping[str, float] = field(default_factory=dict)
     achieved: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     zeroed: Mapping[str, Tensor] = field(default_factory=dict)
     bypassed: Mapping[str, str] = field(default_factory=dict)
 
@@ -251,6 +312,7 @@ class Plan:
             "inexact": dict(self.inexact),
             "requested": dict(self.requested),
             "achieved": dict(self.achieved),
+            **({"notes": list(self.notes)} if self.notes else {}),
             **{k: v for k, v in self._later().items() if v},
         }
 
@@ -280,6 +342,7 @@ class Plan:
                 inexact=raw["inexact"],
                 requested=raw["requested"],
                 achieved=raw["achieved"],
+                notes=tuple(str(note) for note in raw.get("notes", ())),
                 zeroed={k: _decode(v) for k, v in raw.get("zeroed", {}).items()},
                 bypassed={str(k): str(v) for k, v in raw.get("bypassed", {}).items()},
             )

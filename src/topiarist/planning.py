@@ -9,25 +9,31 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from topiarist import allocation as allocations
 from topiarist import saliency as saliencies
 from topiarist import structure as structures
 from topiarist.allocation import Allocation, Candidates
-from topiarist.allocation.sensitivity import GRID, Sensitivity, SensitivityTable, analyse
+from topiarist.allocation.base import Cost
+from topiarist.allocation.least import MinUnits, with_minimum
+from topiarist.allocation.sensitivity import GRID, SensitivityTable, analyse
 from topiarist.errors import InputError
 from topiarist.graph import Axes, trace
 from topiarist.mask.attach import masked
 from topiarist.measure.accuracy import evaluate as evaluate_on
+from topiarist.measure.size import StoredSize
 from topiarist.plan import Budget, Plan, Slice, Units
 from topiarist.saliency import Saliency
 from topiarist.saliency.base import needs, score
 from topiarist.saliency.finite import check_finite
-from topiarist.stats import collect_gradients
+from topiarist.stats import PerParameter, Statistics, Subject, collect, start
 from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
+from topiarist.structure.channel import axis_units
 from topiarist.structure.entries import zeroed
+from topiarist.structure.role import roles
 from topiarist.structure.step import by_axis, ranked
 from topiarist.structure.words import word_of
 
@@ -46,6 +52,7 @@ def plan(
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     keep: Sequence[str] = (),
+    min_units: MinUnits | None = None,
     round_to: int | Literal["auto"] | None = None,
     uniform: str | None = None,
 ) -> Plan:
@@ -57,13 +64,16 @@ def plan(
         structure: what one unit is: ``"weight"``, ``"channel"``, ``"head"``.
         saliency: the score of a unit, low goes first: ``"l1"``, ``"l2"``, ``"gradient"``, ``"random"`` or a function
             of `topiarist.saliency.Slices`.
-        allocation: how the budget is spread: ``"uniform"``, ``"global"``, a dict of ratios by layer name pattern or
+        allocation: how the budget is spread: a word such as ``"uniform"``, ``"global"``, ``"lamp"``, ``"erk"`` or
+            ``"knapsack:macs"`` (`topiarist.allocation.words` lists all), a dict of ratios by layer name pattern or
             type, ``"sensitivity"`` (equal loss: prunes one layer at a time and evaluates on ``data``), or an object
             such as ``Threshold(q=0.5)``.
         budget: the target; none where the allocation names its own amounts.
         data: batches ``(inputs, targets)``, for criteria that need gradients and for sensitivity.
         loss: maps outputs and targets to a scalar, for the same.
         keep: fnmatch patterns over module names; what those modules return stays whole.
+        min_units: how many units of each set stay at least: a number, a fraction of them (a float), or either by
+            layer name pattern or type, as in ``{"features.*": 8, "Linear": 0.1}``; 1 of each axis where not given.
         round_to: leave a multiple of this many channels of every axis that is cut, as hardware likes them; ``"auto"``
             is the multiple of the model's device and dtype. See `topiarist.structure.Channel` and
             `topiarist.structure.rounding`.
@@ -78,13 +88,13 @@ def plan(
 
     Example:
         >>> import torch
-        >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> made = plan(net, torch.zeros(1, 4), structure="channel", budget=Budget(sparsity=0.5))
         >>> made.num_removed, made.achieved["macs"]
         (4, 0.5)
     """
-    planner = Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform)
+    form = structures.resolve(structure, round_to, model)
+    planner = Planner.of(model, example_inputs, form, keep, uniform, min_units)
     criterion = saliencies.resolve(saliency)
     spread = planner.allocation(allocation, criterion, data, loss)
     return planner.plan(criterion, spread, budget, data=data, loss=loss)
@@ -137,7 +147,7 @@ def sensitivity(
 class Planner:
     """A traced model and its units: makes plans, again and again as weights change.
 
-    ``excluded`` maps units that may not go to the reason.
+    ``excluded`` maps units that may not go to the reason, ``min_units`` says how many stay at least.
     """
 
     model: nn.Module
@@ -145,22 +155,32 @@ class Planner:
     structure: Structure
     keep: Sequence[str] = ()
     excluded: Mapping[str, str] = field(default_factory=dict)
+    example_inputs: Any = None
+    min_units: MinUnits | None = None
 
     @classmethod
     def of(
-        cls, model: nn.Module, example_inputs: Any, structure: Structure, keep: Sequence[str], uniform: str | None
+        cls,
+        model: nn.Module,
+        example_inputs: Any,
+        structure: Structure,
+        keep: Sequence[str],
+        uniform: str | None,
+        min_units: MinUnits | None = None,
     ) -> Planner:
         """Trace the model; arguments are those of `plan`."""
         if uniform is not None and (not structure.is_physical or hasattr(structure, "rewriting")):
             raise InputError(
                 f"uniform={uniform!r} ties sizes, and {structure} leaves all as they are; try structure='channel'"
             )
-        return cls(model, trace(model, example_inputs, uniform), structure, keep)
+        axes = trace(model, example_inputs, uniform)
+        return cls(model, axes, structure, keep, example_inputs=example_inputs, min_units=min_units)
 
     @cached_property
     def units(self) -> tuple[Units, ...]:
         """The sets of units that may go."""
-        return tuple(u for u in self.structure.units(self.axes, self.keep) if u.name not in self.excluded)
+        units = tuple(u for u in self.structure.units(self.axes, self.keep) if u.name not in self.excluded)
+        return with_minimum(units, self.min_units)
 
     def plan(
         self,
@@ -171,9 +191,13 @@ class Planner:
         data: Iterable[Any] | None = None,
         loss: Loss | None = None,
         gone: Mapping[str, Tensor] | None = None,
+        stats: Statistics | None = None,
     ) -> Plan:
-        """Score the units, spread the budget, and say what goes; ``gone`` units stay removed."""
-        candidates = self.candidates(saliency, data, loss, gone or {})
+        """Score the units, spread the budget, and say what goes; ``gone`` units stay removed.
+
+        ``stats`` is what `collect` returned; without it that is done here.
+        """
+        candidates = self.candidates(saliency, data, loss, gone or {}, stats)
         wanted = () if budget is None else (budget.unit,)
         price = partial(self.price, units=candidates.units, wanted=wanted)
         if budget is None and getattr(self.structure, "names_amount", False):
@@ -187,17 +211,24 @@ class Planner:
         return self.make(removed, candidates.units, requested, self.price(removed, candidates.units))
 
     def candidates(
-        self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None, gone: Mapping[str, Tensor]
+        self,
+        saliency: Saliency,
+        data: Iterable[Any] | None,
+        loss: Loss | None,
+        gone: Mapping[str, Tensor],
+        stats: Statistics | None = None,
     ) -> Candidates:
         """The units with their scores; ``gone`` maps axes or weights to what an earlier plan removed."""
-        parameters, gradients = parameters_of(self.model), self._gradients(saliency, data, loss)
-
+        parameters = parameters_of(self.model)
+        stats = self.collect(saliency, data, loss) if stats is None else stats
         scored_ones = self._parameters_of_units(parameters)
         check_finite(scored_ones, "weights")
-        check_finite({name: g for name, g in (gradients or {}).items() if name in scored_ones}, "gradients")
+        for need, found in stats.items():
+            if isinstance(found, PerParameter):
+                check_finite({name: v for name, v in found.values.items() if name in scored_ones}, str(need))
 
         def scored(units: Units) -> Tensor:
-            return score(saliency, slices(units, parameters, gradients), checked=True)
+            return score(saliency, slices(units, parameters, stats), checked=True)
 
         own, scores, lost = {u.name: u for u in self.units}, {}, dict(gone)
         for units in self.units:
@@ -206,8 +237,15 @@ class Planner:
             else:
                 scores[units.name] = scored(units)
         lost = {name: lost[name] for name in own if name in lost}
-        stay = self._protected(tuple(own.values()), scores, lost)
-        return Candidates(tuple(own.values()), scores, lambda name: own_weight(own[name], parameters), lost, stay)
+        return Candidates(
+            tuple(own.values()),
+            scores,
+            lambda name: own_weight(own[name], parameters),
+            lost,
+            self._protected(tuple(own.values()), scores, lost),
+            roles(self.axes, self.units, parameters),
+            {unit: self._cost(unit, tuple(own.values())) for unit in ("params", "macs", "bytes")},
+        )
 
     def _protected(
         self, units: Sequence[Units], scores: Mapping[str, Tensor], gone: Mapping[str, Tensor]
@@ -216,18 +254,39 @@ class Planner:
         protected = getattr(self.structure, "protected", None)
         return {} if protected is None else protected(self.axes, units, scores, gone)
 
-    def _parameters_of_units(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        axes = {name for units in self.units for name in (units.name, *(name for name, _ in units.step))}
-        members = [m for units in self.units for m in units.members]
-        members.extend(m for axis in self.axes.axes if axis.name in axes for m in axis.members)
-        return {m.tensor: parameters[m.tensor] for m in members if m.tensor in parameters}
+    def _cost(self, unit: str, units: Sequence[Units]) -> Cost:
+        """What the model costs in ``unit`` with given numbers of the units, which of them does not matter."""
 
-    def _gradients(self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None) -> dict[str, Tensor] | None:
-        if "gradients" not in needs(saliency):
-            return None
-        if data is None or loss is None:
-            raise InputError(f"{saliency} needs gradients: pass data=batches of (inputs, targets) and loss=function")
-        return collect_gradients(self.model, data, loss)
+        def cost(kept: Mapping[str, int]) -> float:
+            removed = {u.name: torch.arange(u.num) >= kept.get(u.name, u.num) for u in units}
+            return self.price(removed, units, (unit,))[unit] * self._whole[unit]
+
+        return cost
+
+    def collect(self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None) -> Statistics:
+        """What the criterion needs beyond weights, each collected once and all in the same pass over ``data``.
+
+        Raises:
+            InputError: the data or the loss that it takes is not there.
+        """
+        subject = Subject(self.model, self._scored_units(), self.axes, self.example_inputs)
+        stats = start(needs(saliency), subject)
+        for need, statistic in stats.items():
+            if statistic.reads == "loss" and (data is None or loss is None):
+                raise InputError(f"{saliency} needs {need}: pass data=batches of (inputs, targets) and loss=function")
+            if statistic.reads == "inputs" and data is None:
+                raise InputError(f"{saliency} needs {need}: pass data=batches of inputs")
+        collect(stats.values(), subject, data, loss)
+        return stats
+
+    def _scored_units(self) -> tuple[Units, ...]:
+        """What criteria are asked about: the units, or the indices of each axis where a unit takes several."""
+        axes = dict.fromkeys(name for units in self.units for name, _ in units.step)
+        return (*(u for u in self.units if not u.step), *(axis_units(self.axes[name]) for name in axes))
+
+    def _parameters_of_units(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        members = [m for units in self._scored_units() for m in units.members]
+        return {m.tensor: parameters[m.tensor] for m in members if m.tensor in parameters}
 
     def make(
         self,
@@ -286,15 +345,15 @@ class Planner:
         loss: Loss | None = None,
         evaluate: Evaluate | None = None,
     ) -> Allocation:
-        """The allocation that is meant; the word ``"sensitivity"`` makes its table first, from ``evaluate`` or from
-        the loss over ``data``."""
-        if allocation != "sensitivity":
+        """The allocation that is meant; for the words ``"sensitivity"`` and ``"tolerance"`` the table is made first,
+        from ``evaluate`` or from the loss over ``data``."""
+        if not allocations.needs_table(allocation):
             return allocations.resolve(allocation)
         if evaluate is None:
             if data is None or loss is None:
-                raise InputError("allocation 'sensitivity' evaluates each layer: pass data=batches and loss=function")
+                raise InputError(f"allocation {allocation!r} evaluates each layer: pass data=batches and loss=function")
             evaluate = partial(evaluate_on, data=data, loss=loss)
-        return Sensitivity(self.analyse(saliency, evaluate, data=data, loss=loss))
+        return allocations.resolve(allocation, self.analyse(saliency, evaluate, data=data, loss=loss))
 
     # ------------------------------------------------------------------ prices
 
@@ -306,8 +365,9 @@ class Planner:
     ) -> dict[str, float]:
         """What a removal leaves, in every unit of `Budget` that is ``wanted``: exact counts of the model that results.
 
-        For structures that zero entries, ``params`` and ``compression`` count non-zeros, ``macs`` those with non-zero
-        weights (Blalock et al. 2020), ``bytes`` the sparse storage of `topiarist.save`.
+        Where entries are zeroed, ``params`` and ``compression`` count what is not removed, ``macs`` the products
+        with it (Blalock et al. 2020), ``bytes`` what `topiarist.save` stores of tensors; for structures that shrink,
+        ``bytes`` are those of parameters and buffers.
         """
         found: dict[str, float] = {}
         left: Mapping[str, Callable[[], float]] = {}
@@ -328,7 +388,8 @@ class Planner:
 
     @cached_property
     def _whole(self) -> dict[str, float]:
-        return {unit: count() for unit, count in self._physical({}).items()}
+        left = self._physical({}) if self.structure.is_physical else self._sparse({})
+        return {unit: count() for unit, count in left.items()}
 
     def _physical(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
         """What counts parameters, multiply–accumulates and bytes after a cut."""
@@ -345,12 +406,21 @@ class Planner:
 
     def _sparse(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
         """The same of what is not zero after entries are gone."""
-        params, size = self._whole["params"], self._whole["bytes"]
-        density: dict[str, float] = {}
-        for name, gone in zeroed(self.units, removed).items():
-            num, less = gone.numel(), int(gone.count_nonzero())
-            itemsize = self.axes.tensors[name].itemsize
-            density[name] = 1 - less / num
-            params -= less
-            size -= num * itemsize - min(num * itemsize, (num + 7) // 8 + (num - less) * itemsize)
-        return {"params": lambda: params, "macs": lambda: self.axes.num_macs({}, density), "bytes": lambda: size}
+        entries = zeroed(self.units, removed)
+        less = {name: int(gone.count_nonzero()) for name, gone in entries.items()}
+        products = self._macs_by_tensor
+        return {
+            "params": lambda: self.axes.num_params() - sum(less.values()),
+            "macs": lambda: (
+                self.axes.num_macs() - sum(products.get(n, 0) * k / entries[n].numel() for n, k in less.items())
+            ),
+            "bytes": lambda: self._stored.with_removed(entries),
+        }
+
+    @cached_property
+    def _macs_by_tensor(self) -> dict[str, int]:
+        return self.axes.macs_by_tensor()
+
+    @cached_property
+    def _stored(self) -> StoredSize:
+        return StoredSize(self.model)

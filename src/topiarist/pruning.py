@@ -6,26 +6,31 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from topiarist import recover as recoveries
 from topiarist import saliency as saliencies
 from topiarist import schedule as schedules
 from topiarist import structure as structures
-from topiarist.allocation import Allocation
+from topiarist.allocation import Allocation, Candidates, fit
+from topiarist.allocation.base import share
+from topiarist.allocation.least import MinUnits
 from topiarist.errors import InputError, ShrinkError
 from topiarist.journal import Journal, Progress
 from topiarist.mask import mask, unmask
+from topiarist.mask.attach import reapply
 from topiarist.plan import Budget, Plan
 from topiarist.planning import Evaluate, Loss, Planner
 from topiarist.recover import Checkpoints, Recovery, RecoveryContext, TrainingRecipe
-from topiarist.saliency import Saliency
-from topiarist.schedule import Schedule
+from topiarist.saliency import Compensating, Saliency, check_finite
+from topiarist.schedule import PerLayer, Schedule, may_fall
 from topiarist.shrink import Verification, shrink, verify
+from topiarist.stats import Statistics
 from topiarist.structure import Structure
+from topiarist.structure.base import parameters_of
 
 OnStep = Callable[[Mapping[str, float]], None]
 
@@ -59,13 +64,14 @@ def prune(
     saliency: str | Saliency = "l2",
     allocation: str | Mapping[str, float] | Allocation = "global",
     budget: Budget | None = None,
-    schedule: str | Schedule = "one-shot",
+    schedule: str | Schedule | Mapping[str, str | Schedule] = "one-shot",
     steps: int | None = None,
     recover: str | Recovery = "none",
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     evaluate: Evaluate | None = None,
     keep: Sequence[str] = (),
+    min_units: MinUnits | None = None,
     round_to: int | Literal["auto"] | None = None,
     uniform: str | None = None,
     recipe: TrainingRecipe | None = None,
@@ -78,8 +84,9 @@ def prune(
     ``model`` is left as it is. Arguments not listed are those of `topiarist.plan`.
 
     Args:
-        schedule: how much at which step: ``"one-shot"``, ``"linear"``, ``"cubic"``, ``"exponential"``,
-            ``"constant-fraction"`` or a function ``(progress, final) -> fraction removed``.
+        schedule: how much at which step: ``"one-shot"``, ``"linear"``, ``"cubic"``, ``"cosine"``, ``"exponential"``,
+            ``"constant-fraction"``, ``"one-cycle"``, ``"movement"``, ``"dense-sparse-dense"``, a function
+            ``(progress, final) -> fraction removed``, or a dict of them by layer name pattern or type.
         steps: how many pruning steps; defaults to what the schedule itself asks for, else 1.
         recover: what follows each cut: ``"none"``, ``"fine-tune"``, ``"recalibrate"``, ``"rewind"``, ``"lr-rewind"``,
             ``"reinitialize"`` or an object such as ``FineTune(epochs=2)``.
@@ -103,8 +110,9 @@ def prune(
         >>> result.model[0].out_features, result.verification.passed
         (4, True)
     """
-    planner = _sound_planner(
-        Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform), example_inputs
+    planner = sound_planner(
+        Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform, min_units),
+        example_inputs,
     )
     criterion = saliencies.resolve(saliency)
     run = _Run(
@@ -139,7 +147,7 @@ class _Run:
     planner: Planner
     saliency: Saliency
     allocation: Allocation
-    schedule: Schedule
+    schedule: Schedule | PerLayer
     recover: Recovery
     context: RecoveryContext
     evaluate: Evaluate | None
@@ -156,6 +164,7 @@ class _Run:
             "budget": repr(budget),
             "keep": list(self.planner.keep),
             "num_steps": num_steps,
+            **({} if self.planner.min_units is None else {"min_units": repr(self.planner.min_units)}),
             **({} if self.planner.axes.blueprint is None else {"uniform": self.planner.axes.blueprint.name}),
         }
 
@@ -166,12 +175,12 @@ class _Run:
         work, progress = journal.resume(work)
         for step in range(len(progress.curve) + 1, num_steps + 1):
             planner = replace(self.planner, model=work)
-            target = budget and budget.with_removed(self.schedule(step / num_steps, budget.removed))
-            gone = dict(progress.plan.removed) if progress.plan is not None else {}
-            plan = planner.plan(
-                self.saliency, self.allocation, target, data=self.context.data, loss=self.context.loss, gone=gone
-            )
-            mask(work, plan)
+            stats = planner.collect(self.saliency, self.context.data, self.context.loss)
+            way = self.schedule, step / num_steps, progress.plan
+            plan = plan_at(planner, self.saliency, self.allocation, budget, *way, stats=stats)
+            if may_fall(self.schedule):
+                unmask(work, restore=False)  # what comes back does so as zero
+            self._cut(work, plan, stats)
             rows = self.recover(
                 work, replace(self.context, plan=plan, progress=self._training_progress(step, num_steps))
             )
@@ -188,6 +197,20 @@ class _Run:
                 self.on_step(row)
         return work, progress
 
+    def _cut(self, work: nn.Module, plan: Plan, stats: Statistics) -> None:
+        """Mask what goes; where the criterion makes up for it, change what stays."""
+        changed: Mapping[str, Tensor] = {}
+        if isinstance(self.saliency, Compensating):
+            with torch.no_grad():
+                changed = self.saliency.compensate(parameters_of(work), plan.masks(work), stats)
+            check_finite(changed, "compensated weights")
+        mask(work, plan)
+        parameters = parameters_of(work)
+        with torch.no_grad():
+            for name, values in changed.items():
+                parameters[name].copy_(values)
+        reapply(work)
+
     def _training_progress(self, step: int, num_steps: int) -> OnStep | None:
         on_step = self.on_step
         if on_step is None:
@@ -195,7 +218,49 @@ class _Run:
         return lambda row: on_step({"pruning_step": step, "num_pruning_steps": num_steps, **row})
 
 
-def _num_steps(steps: int | None, schedule: Schedule, budget: Budget | None) -> int:
+def plan_at(
+    planner: Planner,
+    saliency: Saliency,
+    allocation: Allocation,
+    budget: Budget | None,
+    schedule: Schedule | PerLayer,
+    progress: float,
+    before: Plan | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    stats: Statistics | None = None,
+) -> Plan:
+    """What goes at ``progress`` (0 to 1) of the way to ``budget``; arguments are those of `Planner.plan`.
+
+    What the plan ``before`` removed stays removed, unless the schedule may fall: then all is chosen afresh. With a
+    schedule per layer the allocation says what goes of each layer at the whole budget, its schedule how much of that.
+    """
+    gone = {} if before is None or may_fall(schedule) else dict(before.removed)
+    if not isinstance(schedule, PerLayer):
+        target = budget and budget.with_removed(schedule(progress, budget.removed))
+        return planner.plan(saliency, allocation, target, data=data, loss=loss, gone=gone, stats=stats)
+    stats = planner.collect(saliency, data, loss) if stats is None else stats
+    candidates = planner.candidates(saliency, data, loss, gone, stats)
+    wanted = () if budget is None else (budget.unit,)
+    removed, _ = fit(allocation, candidates, budget, lambda r: planner.price(r, candidates.units, wanted))
+    final = {units.name: int(removed[units.name].count_nonzero()) / units.num for units in candidates.units}
+    fractions = schedule.fractions(progress, final, candidates.units)
+    return planner.plan(saliency, _Fractions(fractions), None, gone=gone, stats=stats)
+
+
+@dataclass(frozen=True)
+class _Fractions:
+    """The allocation that removes these fractions of the sets of units."""
+
+    by_name: Mapping[str, float]
+    needs_budget: ClassVar[bool] = False
+
+    def __call__(self, candidates: Candidates, level: float) -> dict[str, Tensor]:
+        return {u.name: candidates.lowest(u, share(level * self.by_name[u.name], u.num)) for u in candidates.units}
+
+
+def _num_steps(steps: int | None, schedule: Schedule | PerLayer, budget: Budget | None) -> int:
     own = getattr(schedule, "num_steps", None)
     if steps is None:
         steps = int(own(budget.removed)) if own is not None and budget is not None else 1
@@ -217,7 +282,7 @@ def _loading(model: nn.Module, planner: Planner) -> tuple[str, str]:
     return stock, f"{blueprint.title} makes these shapes: sizes are tied across layers, and {blueprint.name} says them"
 
 
-def _sound_planner(planner: Planner, example_inputs: Any) -> Planner:
+def sound_planner(planner: Planner, example_inputs: Any) -> Planner:
     """The planner without axes that cannot be cut in this model: tried with half of each, before any training.
 
     Where the smaller model does not run or differs from the masked one, the axes at fault are found by halves and

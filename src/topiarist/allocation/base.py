@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from topiarist.allocation.select import ranking, select
 from topiarist.errors import InputError, nearest
 from topiarist.plan import Units
+
+Made = TypeVar("Made")
+Cost = Callable[[Mapping[str, int]], float]
 
 _SORTED = 1 << 20  # units of one set whose order is kept; sets of single weights may be much larger
 
@@ -26,8 +29,10 @@ class Candidates:
     """The units that compete, and what an allocation may know of them.
 
     ``scores`` maps each units' name to floats of shape ``(num units,)``, low scores go first; ``weight(name)`` is the
-    units' own weight, signed and flattened, for thresholds in units of its spread; ``gone`` marks the units that an
-    earlier step removed: they stay removed and count as removed; ``protected`` marks those that may not go.
+    tensor that the units are named after, signed and in its own shape, for rules that go by spread or shape; ``gone``
+    marks the units that an earlier step removed: they stay removed and count as removed; ``protected`` marks those that
+    may not go. ``roles`` says in a word what hangs on the units, the same for units of the same kind; ``costs`` maps
+    what is counted (``"macs"``) to what the model costs with given numbers of units, by name; others are whole.
 
     Raises:
         InputError: names repeat, scores are missing, or a tensor is not of shape ``(num units,)``.
@@ -38,6 +43,9 @@ class Candidates:
     weight: Callable[[str], Tensor] = _no_weight
     gone: Mapping[str, Tensor] = field(default_factory=dict)
     protected: Mapping[str, Tensor] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    _known: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
     _orders: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -52,6 +60,22 @@ class Candidates:
                     raise InputError(
                         f"{units.name!r} has {units.num} units, got a tensor of shape {tuple(tensor.shape)}"
                     )
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What ``make`` returned when it was first asked for ``key``: an allocation is called at many levels."""
+        if key not in self._known:
+            self._known[key] = make()
+        found: Made = self._known[key]
+        return found
+
+    def only(self, names: Collection[str]) -> Candidates:
+        """The candidates among some of the sets."""
+        return replace(
+            self,
+            units=tuple(units for units in self.units if units.name in names),
+            scores={name: scores for name, scores in self.scores.items() if name in names},
+            gone={name: gone for name, gone in self.gone.items() if name in names},
+        )
 
     @property
     def num_units(self) -> int:
@@ -121,6 +145,7 @@ class Allocation(Protocol):
     ``level`` runs from 0, nothing goes beyond what is gone, to 1, all goes but each `Units.minimum`; what goes at one
     level goes at every higher one. An allocation that names its own amounts has ``needs_budget = False``: for it,
     level 1 is the amounts themselves and lower levels are the way to them. A callable without the attribute needs one.
+    ``is_nested = False`` says that more need not go where the level is higher.
     """
 
     def __call__(self, candidates: Candidates, level: float) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ _TRAINING = (
 )
 _CHOICE = ("structure", "round_to", "uniform", "saliency", "keep")
 _PRUNING = (
+    *("method", "options", "min_units"),
     *("allocation", "sparsity", "compression", "macs", "params", "bytes", "schedule", "steps"),
     *("recover", "recover_epochs", "recover_lr", "rewind_to", "grid"),
 )

@@ -71,6 +71,8 @@ class Axes:
     ) -> None:
         self.graph = trace.graph
         self.costs = tuple(trace.costs)
+        self.summed = {name: tuple(axes) for name, axes in trace.summed.items()}
+        self.biases = dict(trace.biases)
         self.tensors = dict(tensors)
         self.integers = dict(integers)
         self.unknown_operators = dict(trace.unknown)
@@ -79,6 +81,7 @@ class Axes:
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()
         self.bypasses = {name: "".join(forms) for name, forms in trace.forms.items() if len(forms) == 1 and all(forms)}
+        self._reads, self._carries = dict(trace.reads), dict(trace.carries)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.modules = {name: type(module).__name__ for name, module in model.named_modules()}
         self.places = _places(model)
@@ -109,6 +112,26 @@ class Axes:
         own = self[name].inexact
         others = (f"{n} shrinks with it, and {self[n].inexact[0]}" for n, _ in self[name].step if self[n].inexact)
         return str(own[0]) if own else next(others, "")
+
+    def readers(self, name: str) -> list[Member]:
+        """Where the model sums over an axis: the members of weights that multiply it away, input channels as a rule.
+
+        None where activations are summed over it as well, as queries times keys are: then no weights say it all.
+        """
+        if "met" in self[name].leaf.roles:
+            return []
+        return [m for m in self[name].members if self._takes(self._reads, m, self[name].leaf)]
+
+    def makers(self, name: str) -> list[Member]:
+        """Where the model makes an axis out of others: members of weights, output channels as a rule."""
+        weights = {*self.weights(), *self._reads}
+        others = (m for m in self[name].members if m.tensor in weights)
+        roles = (self._reads, self._carries)
+        return [m for m in others if not any(self._takes(role, m, self[name].leaf) for role in roles)]
+
+    def _takes(self, role: Mapping[str, Mapping[int, Axis]], member: Member, leaf: Axis) -> bool:
+        taken = role.get(member.tensor, {}).get(-1 if member.dim is None else member.dim)
+        return taken is not None and leaf in self.graph.leaves(taken)
 
     def summary(self) -> str:
         """A table of every axis; see `topiarist.graph.explain.summary`."""
@@ -304,7 +327,9 @@ class Axes:
         for name, info in ranked:
             for dim, axis in enumerate(info.axes):
                 for leaf in dict.fromkeys(self.graph.leaves(axis)) if info.tied_to is None else ():
-                    members[leaf].extend(Member(name, dim, unit) for unit in self.graph.occurrences(axis, leaf))
+                    members[leaf].extend(
+                        Member(name, dim, unit, self.side(name, dim)) for unit in self.graph.occurrences(axis, leaf)
+                    )
         for leaf, name in names.items():
             if leaf is self.graph.one or not any(self.tensors[m.tensor].kind == "parameter" for m in members[leaf]):
                 continue
@@ -315,6 +340,16 @@ class Axes:
                 tuple((names[other], num) for other, num in step_of.get(leaf, {}).items() if other in names),
                 minimum.get(leaf, 1),
             )  # fmt: skip
+
+    def side(self, name: str, dim: int) -> Literal["in", "out", ""]:
+        """What dimension ``dim`` of a tensor is to the products it takes part in; see `topiarist.plan.Member`."""
+        if name not in self.summed:
+            return ""
+        axes, summed = self.tensors[name].axes, self.summed[name]
+        if any(axis in summed for axis in axes):  # told apart by identity: both sides of a weight may be one axis
+            return "in" if axes[dim] in summed else "out"
+        roots = {self.graph.find(axis) for axis in summed}
+        return "in" if self.graph.find(axes[dim]) in roots else "out"
 
     def weights(self) -> list[str]:
         """The parameters that multiply activations: weights of linear maps and convolutions, whatever their layer."""

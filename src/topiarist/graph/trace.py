@@ -100,7 +100,12 @@ class Trace:
         self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
         self.forms: dict[str, set[str]] = {}  # module → forms of what it returned, see `form`
+        self.dims: dict[str, tuple[Axis, ...]] = {}  # tensor of the model → its axes
+        self.reads: dict[str, dict[int, Axis]] = {}  # weight → what it is summed over, by its dimension
+        self.carries: dict[str, dict[int, Axis]] = {}  # weight → what it hands on index by index, as depthwise ones do
         self.used: set[str] = set()
+        self.summed: dict[str, list[Axis]] = {}  # weight → axes of it that a product with activations sums over
+        self.biases: dict[str, str] = {}  # weight → what is added to its outputs, one number each
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
         self.strides: dict[str, tuple[int, ...]] = {}  # of the model's tensors, by name
@@ -177,10 +182,40 @@ class Trace:
     def contract(self, a: tuple[Tensor, int], b: tuple[Tensor, int], operator: str) -> Axis:
         """Tie the contracted pair; exact where either side is zero at a zeroed index."""
         left, right = self[a[0]], self[b[0]]
+        for tracked, dim in ((left, a[1]), (right, b[1])):
+            self.takes(tracked.source, tracked.axes[dim])
         axis = self.unify(left.axes[a[1]], right.axes[b[1]], operator)
+        if left.source is None and right.source is None:
+            self.graph.mark_role(axis, "met")  # queries and keys, for one: no weight alone reads it
         if not (left.zero[a[1]] or right.zero[b[1]]):
             self.inexact(axis, operator)
+        self.sums(*a)
+        self.sums(*b)
         return axis
+
+    def sums(self, tensor: Tensor, dim: int) -> None:
+        """Note that a product sums over dimension ``dim`` of ``tensor``, which may be a weight."""
+        tracked = self[tensor]
+        if tracked.source is not None:
+            self.summed.setdefault(tracked.source, []).append(tracked.axes[dim])
+
+    def adds(self, weight: Tensor, bias: Tensor) -> None:
+        """Note that ``bias`` is added to each output of a product with ``weight``."""
+        names = self[weight].source, self[bias].source
+        if names[0] is not None and names[1] is not None and bias.dim() == 1:
+            self.biases[names[0]] = names[1]
+
+    def takes(self, source: str | None, read: Axis, carried: Axis | None = None) -> None:
+        """Remember which dimensions of a weight are summed over, and which are handed on, where it is first used.
+
+        Later both may be one axis, as where a sum follows; what they were told apart by is then gone.
+        """
+        if source is None or source in self.reads:
+            return
+        for found, axis in ((self.reads, read), (self.carries, carried)):
+            leaves = set() if axis is None else set(self.graph.leaves(axis)) - {self.graph.one}
+            dims = enumerate(self.dims[source])
+            found[source] = {dim: axis for dim, own in dims if axis and not leaves.isdisjoint(self.graph.leaves(own))}
 
     def cost(self, *axes: Axis, source: str | None, factor: tuple[Tensor, int, int] | None = None) -> None:
         """Count multiply–accumulates: the product of the sizes of ``axes``.
@@ -486,6 +521,7 @@ def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
         state.strides[name] = tensor.stride() if tensor.layout is torch.strided else ()
         axes = state.sources[name] = tuple(state.graph.leaf(size) for size in tensor.shape)
         state.put(tensor, axes, [kind == "parameter"] * len(axes), source=name)  # masks zero parameters only
+        state.dims[name] = axes
         if kind == "parameter":
             state.parameters.add(name)
         tensors[name] = TensorInfo(axes, kind, tensor.element_size())

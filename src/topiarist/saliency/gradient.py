@@ -21,7 +21,7 @@ class Gradient:
     Example:
         >>> from topiarist.plan import Units
         >>> weights, gradients = torch.tensor([[3.0, 1.0], [2.0, 2.0]]), torch.tensor([[-1.0, 1.0], [0.0, 0.5]])
-        >>> Gradient()(Slices(Units("fc", 2, ()), (weights,), (gradients,)))
+        >>> Gradient()(Slices(Units("fc", 2, ()), (weights,), {"gradients": (gradients,)}))
         tensor([4., 1.], dtype=torch.float64)
     """
 

@@ -5,16 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from topiarist.errors import InputError, nearest
+from topiarist.saliency.activation import Activation
+from topiarist.saliency.apoz import APoZ
 from topiarist.saliency.base import Saliency
+from topiarist.saliency.correlated import Correlated
+from topiarist.saliency.cosine import Cosine
+from topiarist.saliency.fpgm import GeometricMedian
 from topiarist.saliency.gradient import Gradient
 from topiarist.saliency.magnitude import Magnitude
 from topiarist.saliency.random import Random
+from topiarist.saliency.similar import Similar
 
 _WORDS: dict[str, Callable[[], Saliency]] = {
     "l1": lambda: Magnitude(p=1),
     "l2": lambda: Magnitude(p=2),
     "gradient": Gradient,
     "random": Random,
+    "activation": Activation,
+    "activation-mean": lambda: Activation("mean"),
+    "activation-variance": lambda: Activation("variance"),
+    "apoz": APoZ,
+    "correlation": Correlated,
+    "cosine": Cosine,
+    "fpgm": GeometricMedian,
+    "similar": Similar,
 }
 
 

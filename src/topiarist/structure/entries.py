@@ -49,7 +49,7 @@ def units_by_entry(axes: Axes, keep: Sequence[str], unit_of: Callable[[str, Matr
 def zeroed(units: Sequence[Units], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Which entries of which parameter go with the units: bool, in row-major order."""
     found = {}
-    for each in units:
+    for each in (u for u in units if u.name in removed):
         for member in each.members:
             gone = removed[each.name].cpu()
             found[member.tensor] = gone if member.unit is None else gone[member.unit]

@@ -29,6 +29,7 @@ def _mm(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
 @rule(aten.addmm)
 def _addmm(trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
     _mm(trace, out, a, b)
+    trace.adds(b, bias)
     pointwise(trace, out, (out, bias), "addmm", "all")
 
 
@@ -105,6 +106,7 @@ def _linear(trace: Trace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor |
     trace.cost(*left.axes[:-1], k, right.axes[0], source=right.source, factor=(weight, 1, 0))
     trace.put(out, (*left.axes[:-1], right.axes[0]), (*left.zero[:-1], right.zero[0]))
     if bias is not None:
+        trace.adds(weight, bias)
         pointwise(trace, out, (out, bias), "linear", "all")
 
 
@@ -125,14 +127,17 @@ def _convolution(
     num_out = tuple(out.shape)[-(rank + 1)]
     inner = trace.graph.split(channels, [groups, num_in // groups], "groups")
     if transposed:  # weight: (in, out / groups, *kernel)
+        trace.takes(kernel.source, kernel.axes[0])
         ties = [(trace.graph.product(inner), kernel.axes[0])]
         outer = trace.graph.product([inner[0], kernel.axes[1]])
     else:  # weight: (out, in / groups, *kernel)
         out_groups = trace.graph.split(kernel.axes[0], [groups, num_out // groups], "groups")
+        trace.takes(kernel.source, kernel.axes[1], out_groups[0])
         ties = [(inner[0], out_groups[0]), (inner[1], kernel.axes[1])]
         outer = kernel.axes[0]
     for a, b in ties:
         trace.unify(a, b, "convolution")
+    trace.sums(weight, 0 if transposed else 1)
     spatial = [
         axis if stays else trace.pinned([size], "it is a spatial extent", "spatial")[0]
         for axis, stays, size in zip(image, carried, tuple(out.shape)[-rank:], strict=True)
@@ -145,6 +150,7 @@ def _convolution(
     zeros = [stays and z and bias is None for stays, z in zip(carried, tracked.zero[-rank:], strict=True)]
     trace.put(out, (*batch, outer, *spatial), (*tracked.zero[: len(batch)], zero, *zeros))
     if bias is not None:
+        trace.adds(weight, bias)
         trace.unify(outer, trace[bias].axes[0], "convolution")
 
 
