@@ -254,6 +254,11 @@ class Planner:
         protected = getattr(self.structure, "protected", None)
         return {} if protected is None else protected(self.axes, units, scores, gone)
 
+    def _settled(self, removed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The removal without what the structure knows not to pay."""
+        settled = getattr(self.structure, "settled", None)
+        return removed if settled is None else settled(self.axes, self.units, removed)
+
     def _cost(self, unit: str, units: Sequence[Units]) -> Cost:
         """What the model costs in ``unit`` with given numbers of the units, which of them does not matter."""
 
@@ -296,7 +301,7 @@ class Planner:
         achieved: Mapping[str, float] | None = None,
     ) -> Plan:
         """The plan that removes exactly these units, ``units`` as `candidates` ranked them."""
-        removed = by_axis(self.units if units is None else units, removed, self.axes)
+        removed = by_axis(self.units if units is None else units, self._settled(removed), self.axes)
         name = word_of(self.structure)
         if not self.structure.is_physical:
             entries = {} if name == "weight" else zeroed(self.units, removed)
@@ -304,7 +309,7 @@ class Planner:
         rewriting = getattr(self.structure, "rewriting", None)
         if rewriting is not None:
             fields = rewriting(self.axes, self.units, removed, parameters_of(self.model))
-            return Plan(name, removed, requested=requested or {}, achieved=achieved or {}, **fields)
+            return Plan(name, requested=requested or {}, achieved=achieved or {}, **{"removed": removed, **fields})
         attributes, broken = self.axes.attributes(removed)
         if broken:
             places = ", ".join(sorted({c.where for c in broken}))
@@ -370,6 +375,7 @@ class Planner:
         ``bytes`` are those of parameters and buffers.
         """
         found: dict[str, float] = {}
+        removed = self._settled(removed)
         left: Mapping[str, Callable[[], float]] = {}
         if {*wanted} - {"sparsity"}:
             by_name = by_axis(self.units if units is None else units, removed, self.axes)

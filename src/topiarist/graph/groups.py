@@ -84,6 +84,7 @@ class Axes:
         self._reads, self._carries = dict(trace.reads), dict(trace.carries)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.modules = {name: type(module).__name__ for name, module in model.named_modules()}
+        self.kinds = {name: type(module) for name, module in model.named_modules()}
         self.places = _places(model)
         self.depths = _depths(list(trace.order), list(self.modules))
         self._pin_unused(trace.used)

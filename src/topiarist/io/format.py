@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from topiarist.errors import FormatError, InputError
 from topiarist.graph.attributes import holder, integer_attributes
 from topiarist.graph.bypass import Bypass, replace_module
+from topiarist.graph.factored import Factored
 
 FORMAT = "topiarist-model"
 VERSION = 2  # the first with what _LATER names; descriptions without are of version 1
-_LATER = ("bypassed",)
+_LATER = ("bypassed", "factored")
 WEIGHTS = "model.safetensors"
 PREVIOUS = "model.safetensors.previous"  # the old weights, while a save replaces them
 DESCRIPTION = "model.json"
@@ -88,6 +89,7 @@ class Description(_Strict):
     plan: dict[str, Any] | None
     masked: bool
     bypassed: dict[str, str] = {}
+    factored: dict[str, Size] = {}
 
     def to_json(self) -> str:
         """The text of `model.json`, with its own digest as the last key."""
@@ -162,7 +164,11 @@ def places(model: nn.Module) -> dict[str, Place]:
 
 def rewritten(model: nn.Module) -> dict[str, Any]:
     """What stands in ``model`` for modules that its class makes: by the key of the description, by name."""
-    return {"bypassed": {name: m.form for name, m in model.named_modules() if isinstance(m, Bypass)}}
+    modules = dict(model.named_modules())
+    return {
+        "bypassed": {name: m.form for name, m in modules.items() if isinstance(m, Bypass)},
+        "factored": {name: m.rank for name, m in modules.items() if isinstance(m, Factored)},
+    }
 
 
 def rewrite(model: nn.Module, description: Description) -> None:
@@ -174,6 +180,8 @@ def rewrite(model: nn.Module, description: Description) -> None:
     try:
         for name, form in description.bypassed.items():
             replace_module(model, name, partial(Bypass.of, form=form))
+        for name, rank in description.factored.items():
+            replace_module(model, name, partial(Factored.empty, rank=rank))
     except InputError as error:
         raise FormatError(f"{DESCRIPTION} does not fit the model: {error}") from error
 

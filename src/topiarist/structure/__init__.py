@@ -17,6 +17,7 @@ from topiarist.structure.layer import Layer
 from topiarist.structure.nm import NM
 from topiarist.structure.pattern import Pattern
 from topiarist.structure.permutation import Permuted, permute
+from topiarist.structure.rank import Rank
 from topiarist.structure.rounding import multiple_for
 from topiarist.structure.strided import Strided
 from topiarist.structure.weight import Weight
@@ -32,6 +33,7 @@ __all__ = [
     "Layer",
     "Pattern",
     "Permuted",
+    "Rank",
     "Strided",
     "Structure",
     "Vector",

@@ -24,7 +24,8 @@ class Structure(Protocol):
     itself says how much goes when no budget does; and ``protected(axes, units, scores, gone)``, which says by bool
     tensors ``(num units,)`` per set which units may not go, given scores and what is gone. A physical structure whose
     units are no indices of axes has ``remaining(axes, units, removed)``, the `Axes` of what is left to pay for, and
-    ``rewriting(axes, units, removed, tensors)``, the fields of the `Plan` that say what goes.
+    ``rewriting(axes, units, removed, tensors)``, the fields of the `Plan` that say what goes; with ``settled(axes,
+    units, removed)`` it takes back what does not pay.
     """
 
     @property

@@ -14,6 +14,7 @@ from topiarist.structure.kernel import Kernel, Vector
 from topiarist.structure.layer import Layer
 from topiarist.structure.nm import NM
 from topiarist.structure.pattern import Pattern
+from topiarist.structure.rank import Rank
 from topiarist.structure.strided import Strided
 from topiarist.structure.weight import Weight
 
@@ -28,6 +29,7 @@ STRUCTURES: dict[str, Callable[[], Structure]] = {
     "channel": Channel,
     "head": Head,
     "layer": Layer,
+    "rank": Rank,
 }
 _SIZED: dict[str, Callable[..., Structure]] = {
     r"(\d+):(\d+)": NM,
