@@ -14,7 +14,7 @@ _SIZES = ("in_features", "out_features", "in_channels", "out_channels")
 
 
 class Factored(nn.Sequential):
-    """A layer of rank r as two: r outputs of its own kind without bias, then a linear map (a 1 × 1 convolution) to all
+    """A layer of rank r as two: r outputs of its kind without bias, then a linear map (a 1 × 1 convolution) to all
     outputs, with the bias.
 
     Made by `Factored.of`, from a layer and a basis A (outputs, r): B = Aᵀ W, so that A · B is W projected on the span of
