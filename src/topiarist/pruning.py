@@ -319,9 +319,12 @@ def _fault(planner: Planner, example_inputs: Any, names: Sequence[str]) -> str |
 
 
 def _half(units: Units, structure: Structure) -> Tensor:
-    """Every second unit; of those that pay only when most are gone, all but the minimum."""
+    """Every second unit, as far as the minimum allows; of those that pay only when most are gone, all but that."""
     places = torch.arange(units.num)
-    return places >= units.minimum if hasattr(structure, "settled") else places % 2 == 1
+    if hasattr(structure, "settled"):
+        return places >= units.minimum
+    odd = places % 2 == 1
+    return odd & (odd.cumsum(0) <= units.num - units.minimum)
 
 
 def _describe(part: object) -> str:

@@ -17,7 +17,7 @@ class Factored(nn.Sequential):
     """A layer of rank r as two: r outputs of its kind without bias, then a linear map (a 1 × 1 convolution) to all
     outputs, with the bias.
 
-    Made by `Factored.of`, from a layer and a basis A (outputs, r): B = Aᵀ W, so that A · B is W projected on the span of
+    Made by `Factored.of` of a layer and a basis A (outputs, r): B = Aᵀ W, so that A · B is W projected on the span of
     the columns of A where these are orthonormal.
 
     Example:

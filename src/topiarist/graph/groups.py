@@ -55,6 +55,7 @@ class AxisInfo:
     is_head: bool
     step: tuple[tuple[str, int], ...] = ()
     minimum: int = 1
+    is_expert: bool = False
 
 
 class Axes:
@@ -339,7 +340,7 @@ class Axes:
                 name, leaf, leaf.size, tuple(members[leaf]), layer, self.modules.get(layer, ""),
                 tuple(leaf.pins), tuple(leaf.inexact), "head" in leaf.roles,
                 tuple((names[other], num) for other, num in step_of.get(leaf, {}).items() if other in names),
-                minimum.get(leaf, 1),
+                max(minimum.get(leaf, 1), self._least(leaf)), "expert" in leaf.roles and "head" not in leaf.roles,
             )  # fmt: skip
 
     def side(self, name: str, dim: int) -> Literal["in", "out", ""]:
@@ -351,6 +352,10 @@ class Axes:
             return "in" if axes[dim] in summed else "out"
         roots = {self.graph.find(axis) for axis in summed}
         return "in" if self.graph.find(axes[dim]) in roots else "out"
+
+    def _least(self, leaf: Axis) -> int:
+        """How many indices an operator needs, such as a top-k as many as it chooses."""
+        return max((num for other, num in self.graph.least.items() if self.graph.find(other) is leaf), default=1)
 
     def weights(self) -> list[str]:
         """The parameters that multiply activations: weights of linear maps and convolutions, whatever their layer."""

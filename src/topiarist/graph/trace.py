@@ -7,9 +7,9 @@ the same axes. The caller's model is not touched: a structural copy that shares 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import ref
 
@@ -33,9 +33,10 @@ from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
 from topiarist.graph.readers import READERS, body_of
-from topiarist.graph.reasons import Kind
+from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
 from topiarist.graph.rules import RULES
+from topiarist.graph.rules.values import KEEP_VALUES
 from topiarist.graph.running import (
     CONSTANT,
     plain_operators,
@@ -72,6 +73,7 @@ class Tracked:
     source: str | None = None
     is_uniform: bool = False
     pins: tuple[tuple[Axis, str], ...] = ()
+    ranges: Axis | None = None  # the axis of which the values are indices, as a top-k's are
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +101,7 @@ class Trace:
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
         self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
+        self.choices: list[tuple[Axis, int, Reason]] = []  # axes of which the best are chosen, and how many
         self.forms: dict[str, set[str]] = {}  # module → forms of what it returned, see `form`
         self.dims: dict[str, tuple[Axis, ...]] = {}  # tensor of the model → its axes
         self.reads: dict[str, dict[int, Axis]] = {}  # weight → what it is summed over, by its dimension
@@ -135,7 +138,7 @@ class Trace:
 
     def put(
         self, tensor: Tensor, axes: Sequence[Axis], zero: Sequence[bool] | None = None, source: str | None = None,
-        is_uniform: bool = False, pins: Sequence[tuple[Axis, str]] = (),
+        is_uniform: bool = False, pins: Sequence[tuple[Axis, str]] = (), ranges: Axis | None = None,
     ) -> None:  # fmt: skip
         """Say what the axes of ``tensor`` are, and the rest of `Tracked`; ``zero`` defaults to True everywhere."""
         sizes = tuple(self.graph.find(axis).size for axis in axes)
@@ -144,12 +147,46 @@ class Trace:
         zeros = (True,) * len(sizes) if zero is None else tuple(zero)
         if id(tensor) not in self._known:
             self._sharing.setdefault(_storage(tensor), []).append(tensor)
-        self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source, is_uniform, tuple(pins)))
+        self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source, is_uniform, tuple(pins), ranges))
+
+    def indices(self, tensor: Tensor) -> Tracked:
+        """What is known of a tensor of which the values are taken for nothing but indices."""
+        entry = self._known.get(id(tensor))
+        return self[tensor] if entry is None or entry[1].ranges is None else entry[1]
+
+    def looked_up(self, tensor: Tensor, dim: int, index: Tensor, reason: str) -> None:
+        """Indices of a dimension are looked up by the values of ``index``: tied to what these range over, or pinned."""
+        ranges, tracked = self.indices(index).ranges, self[tensor]
+        if ranges is None:
+            self.pin(tracked.axes[dim], reason, "lookup")
+            return
+        axis = self.unify(tracked.axes[dim], ranges, "a choice by rank")
+        if tracked.source is not None:
+            self.graph.mark_role(axis, "expert")
+
+    def ranked(self, axis: Axis, num: int, operator: str) -> None:
+        """The ``num`` best along ``axis`` are chosen: pinned in the end, unless the choice is of experts."""
+        self.inexact(axis, operator)
+        self.choices.append((axis, num, Reason("its values are ranked", "order", *self.here())))
+
+    def decide(self) -> None:
+        """Pin what is ranked for its own sake; of experts, as many as are chosen must stay."""
+        stacks = ((c.tensor, d) for c in self.costs if c.matrix is not None for d in c.matrix.others)
+        stacked = {leaf for name, d in stacks for leaf in self.graph.leaves(self.sources[str(name)][d])}
+        for axis, num, reason in self.choices:
+            for leaf in self.graph.leaves(axis):
+                if leaf in stacked:
+                    leaf.roles.add("expert")
+            if all("expert" in leaf.roles for leaf in self.graph.leaves(axis)):
+                for leaf in self.graph.leaves(axis):
+                    self.graph.least[leaf] = max(num, self.graph.least.get(leaf, 1))
+            else:
+                self.graph.pin(axis, reason)
 
     def alias(self, twin: Tensor, tensor: Tensor) -> None:
         """Let ``twin`` stand for ``tensor``."""
         known = self._known[id(tensor)][1]
-        self.put(twin, known.axes, known.zero, known.source, known.is_uniform, known.pins)
+        self.put(twin, known.axes, known.zero, known.source, known.is_uniform, known.pins, known.ranges)
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether an operator or the model itself has made ``tensor``."""
@@ -317,7 +354,9 @@ class Trace:
         reason = f"no rule for the operator {name}"
         if found is not None:
             try:
-                found(self, out, *args, **kwargs)
+                with self._as_indices(args if func.overloadpacket in KEEP_VALUES else ()):
+                    found(self, out, *args, **kwargs)
+                self._hand_ranges_on(func, args, outputs)
             except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
                 name = f"{name} ({type(error).__name__} in its rule: {error})"
                 reason, kind = f"the rule of the operator {name} does not hold", "rule"
@@ -332,6 +371,29 @@ class Trace:
                 self.put(tensor, self.pinned(tensor.shape, reason, kind))
         if func._schema.is_mutable:
             self._written(outputs)
+
+    @contextmanager
+    def _as_indices(self, args: Sequence[Any]) -> Iterator[None]:
+        """Inside the ``with``, to look at the first of ``args`` is no use of its values, where they are indices."""
+        entry = self._known.get(id(args[0])) if args and isinstance(args[0], Tensor) else None
+        if entry is None or entry[1].ranges is None:
+            yield
+            return
+        self._known[id(entry[0])] = (entry[0], replace(entry[1], pins=()))
+        try:
+            yield
+        finally:
+            self._known[id(entry[0])] = entry
+
+    def _hand_ranges_on(self, func: Any, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+        if not (args and func.overloadpacket in KEEP_VALUES and isinstance(args[0], Tensor)):
+            return
+        entry = self._known.get(id(args[0]))
+        if entry is None or entry[1].ranges is None:
+            return
+        for tensor in outputs:
+            made = self._known[id(tensor)][1]
+            self._known[id(tensor)] = (tensor, replace(made, pins=entry[1].pins, ranges=entry[1].ranges))
 
     def pin_all(self, tensors: Iterable[Tensor], reason: str, kind: Kind = "order") -> None:
         """Pin every axis of some tensors."""
@@ -362,7 +424,8 @@ class Trace:
             if not args and "input" in kwargs:
                 args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
             try:
-                handler(self, out, *args, **kwargs)
+                with self._as_indices(args):
+                    handler(self, out, *args, **kwargs)
             except Exception as error:  # called in a way that the handler does not know: pinned, never wrong
                 self.pin_all(
                     [*tensors_in((args, kwargs)), *made], f"the sizes of {name} cannot be read ({error})", "hidden"
@@ -383,7 +446,7 @@ class Trace:
         found = [*self.graph.younger(ages), *self.graph.parts[parts:]]
         if found:
             given = [c.axis for c in self.constraints[constraints:]]
-            given.extend(axis for tensor in operands for axis in self[tensor].axes)
+            given.extend(axis for tensor in operands for axis in self.axes_of(tensor))
             known = {tuple(self.graph.leaves(axis)) for axis in given}
             for part in found:
                 if tuple(self.graph.leaves(part)) not in known:
@@ -490,6 +553,7 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
                 errors[mode] = without_frames(error)
             if mode == "evaluation":
                 used, without_values = set(state.used), None if errors else ran
+    state.decide()
     state.close()
     if "evaluation" in errors:
         raise _trace_error(model, example_inputs, errors["evaluation"])

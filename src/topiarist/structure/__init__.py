@@ -11,6 +11,7 @@ from topiarist.errors import InputError
 from topiarist.structure.base import Structure
 from topiarist.structure.block import Block
 from topiarist.structure.channel import Channel
+from topiarist.structure.expert import Expert
 from topiarist.structure.head import Head
 from topiarist.structure.kernel import Kernel, Vector
 from topiarist.structure.layer import Layer
@@ -28,6 +29,7 @@ __all__ = [
     "STRUCTURES",
     "Block",
     "Channel",
+    "Expert",
     "Head",
     "Kernel",
     "Layer",

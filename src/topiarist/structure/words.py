@@ -9,6 +9,7 @@ from topiarist.errors import InputError, nearest
 from topiarist.structure.base import Structure
 from topiarist.structure.block import Block
 from topiarist.structure.channel import Channel
+from topiarist.structure.expert import Expert
 from topiarist.structure.head import Head
 from topiarist.structure.kernel import Kernel, Vector
 from topiarist.structure.layer import Layer
@@ -28,6 +29,7 @@ STRUCTURES: dict[str, Callable[[], Structure]] = {
     "strided": Strided,
     "channel": Channel,
     "head": Head,
+    "expert": Expert,
     "layer": Layer,
     "rank": Rank,
 }
