@@ -354,7 +354,7 @@ class Trace:
         reason = f"no rule for the operator {name}"
         if found is not None:
             try:
-                with self._as_indices(args if func.overloadpacket in KEEP_VALUES else ()):
+                with self._as_indices(args[:1] if func.overloadpacket in KEEP_VALUES else ()):
                     found(self, out, *args, **kwargs)
                 self._hand_ranges_on(func, args, outputs)
             except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
@@ -373,17 +373,16 @@ class Trace:
             self._written(outputs)
 
     @contextmanager
-    def _as_indices(self, args: Sequence[Any]) -> Iterator[None]:
-        """Inside the ``with``, to look at the first of ``args`` is no use of its values, where they are indices."""
-        entry = self._known.get(id(args[0])) if args and isinstance(args[0], Tensor) else None
-        if entry is None or entry[1].ranges is None:
-            yield
-            return
-        self._known[id(entry[0])] = (entry[0], replace(entry[1], pins=()))
+    def _as_indices(self, tensors: Sequence[Any]) -> Iterator[None]:
+        """Inside the ``with``, to look at these tensors is no use of their values, where they are indices."""
+        entries = [self._known[id(t)] for t in tensors if isinstance(t, Tensor) and self.knows(t)]
+        indices = [(tensor, known) for tensor, known in entries if known.ranges is not None]
+        for tensor, known in indices:
+            self._known[id(tensor)] = (tensor, replace(known, pins=()))
         try:
             yield
         finally:
-            self._known[id(entry[0])] = entry
+            self._known.update((id(tensor), (tensor, known)) for tensor, known in indices)
 
     def _hand_ranges_on(self, func: Any, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         if not (args and func.overloadpacket in KEEP_VALUES and isinstance(args[0], Tensor)):
@@ -424,7 +423,7 @@ class Trace:
             if not args and "input" in kwargs:
                 args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
             try:
-                with self._as_indices(args):
+                with self._as_indices((*args[:1], out)):
                     handler(self, out, *args, **kwargs)
             except Exception as error:  # called in a way that the handler does not know: pinned, never wrong
                 self.pin_all(
