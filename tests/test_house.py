@@ -178,6 +178,8 @@ def undocumented(tree: ast.Module) -> Iterator[str]:
 
 
 def public(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    if any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in node.decorator_list):
+        return False  # what is overloaded is said once
     return not node.name.startswith("_") and node.name not in ("forward", "extra_repr")
 
 

@@ -28,6 +28,10 @@ def network(name="vgg_bn"):
 def entries(units, model):
     """Per unit what it has, as pairs (name of a parameter, flat indices), by looking at every entry in a loop."""
     parameters = dict(model.named_parameters())
+    if units.members[0].dim is None:
+        (member,) = units.members
+        unit = torch.arange(units.num) if member.unit is None else member.unit
+        return [[(member.tensor, i) for i in (unit == j).nonzero().flatten().tolist()] for j in range(units.num)]
     found = []
     for j in range(units.num):
         mine = []
@@ -51,10 +55,13 @@ def values(model, what=lambda p: p):
     return {name: what(p).detach().numpy().ravel().copy() for name, p in model.named_parameters()}
 
 
+@pytest.mark.parametrize("structure", ["channel", "block:2x2", "weight"])
 @pytest.mark.parametrize("name", NETS)
-def test_norms_of_units_are_those_of_their_entries(name):
+def test_norms_of_units_are_those_of_their_entries(name, structure):
     model, inputs = network(name)
-    _, all_units = units_in(model, inputs)
+    _, all_units = units_in(model, inputs, structure)
+    if structure != "channel":
+        all_units = all_units[:2]
     flat = values(model)
     for units in all_units:
         expected = [sum(flat[n][i] ** 2 for n, i in mine) for mine in entries(units, model)]

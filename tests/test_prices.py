@@ -12,6 +12,7 @@ from torch import nn
 
 import topiarist
 from topiarist import models
+from topiarist.errors import InputError
 from topiarist.io import load
 from topiarist.measure import bytes_in_memory, bytes_stored, macs, num_nonzero, num_params
 from topiarist.plan import Budget
@@ -47,9 +48,13 @@ def bill(model, x, stored):
 def check(model, x, structure, removed_by):
     """The prices of a plan are the quotients of two bills, the numbers being whole: nothing is rounded."""
     planner = Planner.of(model, x, resolve(structure), (), None)
+    try:
+        _ = planner.units
+    except InputError as error:
+        pytest.skip(str(error))  # no convolutions, no heads
     removed = {u.name: removed_by(u.num - u.minimum, u.num) for u in planner.units}
     plan, prices = planner.make(removed), planner.price(removed)
-    before = bill(model, x, structure == "weight")
+    before = bill(model, x, not planner.structure.is_physical)
     if planner.structure.is_physical:
         after = bill(topiarist.shrink(model, plan), x, False)
     else:
@@ -72,8 +77,6 @@ def lowest_of(fraction):
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_prices_of_our_networks_are_the_bills(name, structure):
-    if structure == "head" and name != "vit":
-        pytest.skip("no heads")
     model, x = network(name)
     for fraction in (0.0, 0.37, 1.0):
         check(without_zeros(model), x, structure, lowest_of(fraction))

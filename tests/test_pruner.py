@@ -120,6 +120,27 @@ def test_channels_go_during_training_and_shrink_after():
     torch.testing.assert_close(small.eval()(inputs), model(inputs), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("allow_regrow", [True, False])
+def test_blocks_go_during_training(allow_regrow):
+    model = make_mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    pruner = Pruner(
+        model,
+        X,
+        structure="block:2x2",
+        budget=Budget(sparsity=0.5),
+        schedule="linear",
+        end=4,
+        allow_regrow=allow_regrow,
+    )
+    for t in range(1, 7):
+        train(model, optimizer, pruner, 1)
+        gone = pruner.plan.masks(model)
+        assert pruner.plan.num_removed == int(np.floor(0.5 * pruner.plan.num_units * min(t, 4) / 4 + 0.5))
+        assert all(bool((dict(model.named_parameters())[n][mine] == 0).all()) for n, mine in gone.items())
+    assert active_plan(model) == pruner.plan
+
+
 def test_a_start_above_zero_is_there_from_the_first_step():
     model = make_mlp()
     pruner = Pruner(model, X, budget=Budget(sparsity=0.75), schedule=Window(linear, initial=0.25), end=2)

@@ -147,6 +147,22 @@ def test_only_what_says_so_may_fall():
         resolve(too_high)
 
 
+def test_words_take_arguments():
+    assert resolve("polynomial:2") == Polynomial(2)
+    assert resolve("constant-fraction:0.5") == ConstantFraction(0.5)
+    assert resolve("movement:0.2:0.6") == Window(cubic, 0.2, 0.6)
+    for wrong in ("cubic:2", "polynomial:two", "polynomial:1:2", "polynomial:0", "movement:0.6:0.2"):
+        with pytest.raises(InputError):
+            resolve(wrong)
+
+
+def test_schedules_are_told_apart_without_addresses():
+    """A run that is resumed in another process is the same run."""
+    for schedule in (resolve("movement"), resolve({"*": "linear"}), OneCycle(), DenseSparseDense()):
+        assert " at 0x" not in repr(schedule)
+    assert repr(resolve("movement")) != repr(Window(linear, 0.1, 0.8))
+
+
 def test_a_dict_is_one_schedule_a_layer():
     units = [Units("a.weight", 4, (), "a", "Linear"), Units("b.weight", 4, (), "b", "Conv2d")]
     found = resolve({"a": "linear", "Conv2d": cubic})

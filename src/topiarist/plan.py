@@ -82,9 +82,8 @@ class Budget:
         if self.executor not in EXECUTORS:
             raise InputError(f"no executor is called {self.executor!r} ({nearest(self.executor, EXECUTORS)})")
         if self.unit != "latency_ms" and self._conditions():
-            raise InputError(
-                f"{', '.join(self._conditions())} say where latency_ms is measured, {self.unit} has no use"
-            )
+            said = ", ".join(self._conditions())
+            raise InputError(f"{said} says how latency_ms is measured, the budget is one of {self.unit}")
         if self.batch is not None and self.batch < 1:
             raise InputError(f"a batch holds 1 example or more, got {self.batch!r}")
 
@@ -116,7 +115,7 @@ class Budget:
     @property
     def removed(self) -> float:
         """The fraction to remove, whatever the unit: sparsity s, 1 − 1/compression, or 1 − fraction kept."""
-        return self.removed_at(self.value)
+        return max(0.0, self.removed_at(self.value))
 
     def removed_at(self, value: float) -> float:
         """The fraction that is removed where the budget's unit has this value.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +19,20 @@ from topiarist.allocation import Allocation, Candidates
 from topiarist.allocation.base import Cost
 from topiarist.allocation.least import MinUnits, with_minimum
 from topiarist.allocation.sensitivity import GRID, SensitivityTable, analyse
+from topiarist.allocation.within import within
 from topiarist.errors import InputError
 from topiarist.graph import Axes, trace
 from topiarist.mask.attach import masked
 from topiarist.measure.accuracy import evaluate as evaluate_on
+from topiarist.measure.executors import Clock, wall_clock
+from topiarist.measure.memory import predicted_peak_bytes
+from topiarist.measure.prediction import Axis, Bench, Prediction
 from topiarist.measure.size import StoredSize
 from topiarist.plan import Budget, Plan, Slice, Units
 from topiarist.saliency import Saliency
 from topiarist.saliency.base import needs, score
 from topiarist.saliency.finite import check_finite
+from topiarist.shrink import shrink
 from topiarist.stats import PerParameter, Statistics, Subject, collect, start
 from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
@@ -55,6 +60,8 @@ def plan(
     min_units: MinUnits | None = None,
     round_to: int | Literal["auto"] | None = None,
     uniform: str | None = None,
+    latency_table: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Decide which units of ``model`` go; the model is left as it is.
 
@@ -79,6 +86,8 @@ def plan(
             `topiarist.structure.rounding`.
         uniform: the name of the model's attribute with the config that its class is built from, ``"config"`` as a rule:
             sizes are tied across layers so that a config describes what is left. None: layers get widths of their own.
+        latency_table: for a budget of ``latency_ms``, a file that keeps what was timed, for the next time.
+        progress: for the same, called with the number of times taken and of all.
 
     Raises:
         InputError: an argument cannot be used, a name matches nothing, weights are not finite, or with ``uniform`` the
@@ -97,6 +106,7 @@ def plan(
     planner = Planner.of(model, example_inputs, form, keep, uniform, min_units)
     criterion = saliencies.resolve(saliency)
     spread = planner.allocation(allocation, criterion, data, loss)
+    planner, budget = planner.timed(budget, latency_table, progress)
     return planner.plan(criterion, spread, budget, data=data, loss=loss)
 
 
@@ -148,6 +158,7 @@ class Planner:
     """A traced model and its units: makes plans, again and again as weights change.
 
     ``excluded`` maps units that may not go to the reason, ``min_units`` says how many stay at least.
+    ``prediction`` is what `timed` found, by ``clock``.
     """
 
     model: nn.Module
@@ -157,6 +168,8 @@ class Planner:
     excluded: Mapping[str, str] = field(default_factory=dict)
     example_inputs: Any = None
     min_units: MinUnits | None = None
+    prediction: Prediction | None = None
+    clock: Clock = wall_clock
 
     @classmethod
     def of(
@@ -198,17 +211,71 @@ class Planner:
         ``stats`` is what `collect` returned; without it that is done here.
         """
         candidates = self.candidates(saliency, data, loss, gone or {}, stats)
-        wanted = () if budget is None else (budget.unit,)
-        price = partial(self.price, units=candidates.units, wanted=wanted)
-        if budget is None and getattr(self.structure, "names_amount", False):
-            removed = dict(allocation(candidates, 1.0))
-        else:
-            removed, _ = allocations.fit(allocation, candidates, budget, price)
+        removed, found, notes = self._chosen(candidates, allocation, budget)
         requested = {} if budget is None else {budget.unit: budget.value}
         missed = self.axes.undescribed(by_axis(candidates.units, removed, self.axes))
         if missed is not None:
             raise InputError(f"the config cannot describe what is left: {missed}; try another budget")
-        return self.make(removed, candidates.units, requested, self.price(removed, candidates.units))
+        achieved = {**self.price(removed, candidates.units), **found}
+        return replace(self.make(removed, candidates.units, requested, achieved), notes=notes)
+
+    def _chosen(
+        self, candidates: Candidates, allocation: Allocation, budget: Budget | None
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, float], tuple[str, ...]]:
+        """What goes, what that costs in the budget's unit, and notes."""
+        if budget is None and getattr(self.structure, "names_amount", False):
+            return dict(allocation(candidates, 1.0)), {}, ()
+        wanted = () if budget is None else (budget.unit,)
+        price = partial(self.price, units=candidates.units, wanted=wanted)
+        if budget is None or budget.unit != "latency_ms" or self.prediction is None:
+            removed, found = allocations.fit(allocation, candidates, budget, price)
+            return removed, found, ()
+
+        def solve(ceiling: float) -> tuple[Mapping[str, Tensor], float]:
+            removed, found = allocations.fit(allocation, candidates, replace(budget, latency_ms=ceiling), price)
+            return removed, found["latency_ms"]
+
+        def furthest() -> tuple[Mapping[str, Tensor], float]:
+            removed = allocation(candidates, 1.0)
+            return removed, price(removed)["latency_ms"]
+
+        def measure(removed: Mapping[str, Tensor]) -> float:
+            return timing.measured(shrink(self.model, self.make(removed, candidates.units)))
+
+        timing = self.prediction
+        best, shortfall = within(budget.value, solve, furthest, measure)
+        said = f"latency_ms {best.measured:.4g} measured and {best.predicted:.4g} predicted, {timing}"
+        return best.removed, {"latency_ms": best.measured}, (said, shortfall) if shortfall else (said,)
+
+    def timed(
+        self,
+        budget: Budget | None,
+        path: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Planner, Budget | None]:
+        """For a budget of ``latency_ms``, a planner that can predict it and the budget with what the whole model takes.
+
+        Raises:
+            InputError: removing units makes no tensor smaller, or the device or the executor is not there.
+        """
+        if budget is None or budget.unit != "latency_ms":
+            return self, budget
+        require_physical(self.structure)
+        device = _device(budget.device) or next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        bench = Bench.of(self.example_inputs, device, budget.batch, budget.executor, self.clock)
+        axes = {u.name: Axis(u.num, u.minimum) for u in self.units}
+        prediction = Prediction.of(lambda kept: self._cut(kept).to(device), axes, bench, path, progress)
+        if budget.dense_ms is not None:
+            prediction = prediction.scaled(budget.dense_ms)
+        return replace(self, prediction=prediction), replace(budget, dense_ms=prediction.dense_ms)
+
+    def _cut(self, kept: Mapping[str, int]) -> nn.Module:
+        """The model with so many of the units, which of them does not matter; sets not named are whole."""
+        return shrink(self.model, self.make(self._first(kept, self.units)))
+
+    @staticmethod
+    def _first(kept: Mapping[str, int], units: Sequence[Units]) -> dict[str, Tensor]:
+        return {u.name: torch.arange(u.num) >= kept.get(u.name, u.num) for u in units}
 
     def candidates(
         self,
@@ -244,7 +311,10 @@ class Planner:
             lost,
             self._protected(tuple(own.values()), scores, lost),
             roles(self.axes, self.units, parameters),
-            {unit: self._cost(unit, tuple(own.values())) for unit in ("params", "macs", "bytes")},
+            {
+                **{unit: self._cost(unit, tuple(own.values())) for unit in ("params", "macs", "bytes")},
+                **({} if self.prediction is None else {"latency_ms": self.prediction}),
+            },
         )
 
     def _protected(
@@ -263,18 +333,25 @@ class Planner:
         """What the model costs in ``unit`` with given numbers of the units, which of them does not matter."""
 
         def cost(kept: Mapping[str, int]) -> float:
-            removed = {u.name: torch.arange(u.num) >= kept.get(u.name, u.num) for u in units}
-            return self.price(removed, units, (unit,))[unit] * self._whole[unit]
+            return self.price(self._first(kept, units), units, (unit,))[unit] * self._whole[unit]
 
         return cost
 
-    def collect(self, saliency: Saliency, data: Iterable[Any] | None, loss: Loss | None) -> Statistics:
+    def collect(
+        self,
+        saliency: Saliency,
+        data: Iterable[Any] | None,
+        loss: Loss | None,
+        removed: Mapping[str, Tensor] | None = None,
+    ) -> Statistics:
         """What the criterion needs beyond weights, each collected once and all in the same pass over ``data``.
+
+        ``removed`` marks entries of parameters that an earlier cut has removed.
 
         Raises:
             InputError: the data or the loss that it takes is not there.
         """
-        subject = Subject(self.model, self._scored_units(), self.axes, self.example_inputs)
+        subject = Subject(self.model, self._scored_units(), self.axes, self.example_inputs, removed or {})
         stats = start(needs(saliency), subject)
         for need, statistic in stats.items():
             if statistic.reads == "loss" and (data is None or loss is None):
@@ -368,7 +445,8 @@ class Planner:
         units: Sequence[Units] | None = None,
         wanted: Sequence[str] = ("sparsity", "compression", "macs", "params", "bytes"),
     ) -> dict[str, float]:
-        """What a removal leaves, in every unit of `Budget` that is ``wanted``: exact counts of the model that results.
+        """What a removal leaves, in every unit of `Budget` that is ``wanted``: exact counts of the model that results;
+        of ``latency_ms``, a prediction.
 
         Where entries are zeroed, ``params`` and ``compression`` count what is not removed, ``macs`` the products
         with it (Blalock et al. 2020), ``bytes`` what `topiarist.save` stores of tensors; for structures that shrink,
@@ -377,25 +455,32 @@ class Planner:
         found: dict[str, float] = {}
         removed = self._settled(removed)
         left: Mapping[str, Callable[[], float]] = {}
-        if {*wanted} - {"sparsity"}:
+        if {*wanted} - {"sparsity", "latency_ms"}:
             by_name = by_axis(self.units if units is None else units, removed, self.axes)
             left = self._physical(by_name) if self.structure.is_physical else self._sparse(by_name)
         for unit in wanted:
             if unit == "sparsity":
                 gone = sum(int(r.count_nonzero()) for r in removed.values())
                 found[unit] = gone / sum(each.num for each in self.units)
+            elif unit == "latency_ms" and self.prediction is not None:
+                kept = {n: r.numel() - int(r.count_nonzero()) for n, r in removed.items()}
+                found[unit] = self.prediction(kept)
             elif unit == "compression":
                 params = left["params"]()
                 found[unit] = self._whole["params"] / params if params else float("inf")
             else:
-                whole = self._whole[unit]
+                whole = self._whole_peak if unit == "peak_memory" else self._whole[unit]
                 found[unit] = left[unit]() / whole if whole else 1.0
         return found
 
     @cached_property
     def _whole(self) -> dict[str, float]:
         left = self._physical({}) if self.structure.is_physical else self._sparse({})
-        return {unit: count() for unit, count in left.items()}
+        return {unit: count() for unit, count in left.items() if unit != "peak_memory"}
+
+    @cached_property
+    def _whole_peak(self) -> int:
+        return predicted_peak_bytes(self.model, self.example_inputs)
 
     def _physical(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
         """What counts parameters, multiply–accumulates and bytes after a cut."""
@@ -408,7 +493,12 @@ class Planner:
             "params": lambda: axes.num_params(sizes),
             "macs": lambda: axes.num_macs(sizes),
             "bytes": lambda: axes.num_bytes(sizes),
+            "peak_memory": lambda: self._peak(removed),
         }
+
+    def _peak(self, removed: Mapping[str, Tensor]) -> float:
+        """The peak of the smaller model's activations, from its shapes alone."""
+        return predicted_peak_bytes(shrink(self.model, self.make(removed, ())), self.example_inputs)
 
     def _sparse(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
         """The same of what is not zero after entries are gone."""
@@ -421,6 +511,7 @@ class Planner:
                 self.axes.num_macs() - sum(products.get(n, 0) * k / entries[n].numel() for n, k in less.items())
             ),
             "bytes": lambda: self._stored.with_removed(entries),
+            "peak_memory": lambda: self._whole_peak,
         }
 
     @cached_property
@@ -430,3 +521,26 @@ class Planner:
     @cached_property
     def _stored(self) -> StoredSize:
         return StoredSize(self.model)
+
+
+def _device(name: str | None) -> torch.device | None:
+    """The device of this name, tried."""
+    if name is None:
+        return None
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used ({error}); try cpu") from error
+
+
+def require_physical(structure: Structure) -> None:
+    """Refuse a budget of latency where removing units makes no tensor smaller.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not structure.is_physical:
+        raise InputError(
+            f"{structure} leaves tensors as large as they are, and zeros take as long as other numbers; "
+            "for latency_ms try structure='channel'"
+        )

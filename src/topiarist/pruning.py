@@ -16,7 +16,7 @@ from topiarist import saliency as saliencies
 from topiarist import schedule as schedules
 from topiarist import structure as structures
 from topiarist.allocation import Allocation, Candidates, fit
-from topiarist.allocation.base import share
+from topiarist.allocation.base import needs_scores, share
 from topiarist.allocation.least import MinUnits
 from topiarist.errors import InputError, ShrinkError
 from topiarist.journal import Journal, Progress
@@ -25,12 +25,14 @@ from topiarist.mask.attach import reapply
 from topiarist.plan import Budget, Plan, Units
 from topiarist.planning import Evaluate, Loss, Planner
 from topiarist.recover import Checkpoints, Recovery, RecoveryContext, TrainingRecipe
-from topiarist.saliency import Compensating, Saliency, check_finite
+from topiarist.saliency import Compensating, Random, Saliency, check_finite
 from topiarist.schedule import PerLayer, Schedule, may_fall
 from topiarist.shrink import Verification, shrink, verify
 from topiarist.stats import Statistics
 from topiarist.structure import Structure
 from topiarist.structure.base import parameters_of
+
+TIMES = "latency.json"  # in the folder of a run
 
 OnStep = Callable[[Mapping[str, float]], None]
 
@@ -74,6 +76,7 @@ def prune(
     min_units: MinUnits | None = None,
     round_to: int | Literal["auto"] | None = None,
     uniform: str | None = None,
+    sequential: bool = False,
     recipe: TrainingRecipe | None = None,
     checkpoints: Checkpoints | None = None,
     folder: str | Path | None = None,
@@ -91,12 +94,16 @@ def prune(
         recover: what follows each cut: ``"none"``, ``"fine-tune"``, ``"recalibrate"``, ``"rewind"``, ``"lr-rewind"``,
             ``"reinitialize"`` or an object such as ``FineTune(epochs=2)``.
         data: batches ``(inputs, targets)``, for criteria that need gradients and for recovery.
+        sequential: cut one set of units after the other, from the input on, each scored on what those before it have
+            left, with a pass over ``data`` each; statistics are those of one set at a time. Without, all see the whole
+            model.
         loss: maps outputs and targets to a scalar.
         evaluate: called on the model after each step; what it returns (``{"accuracy": …}``) joins the curve.
         recipe: how the model was trained, for recoveries that replay it.
         checkpoints: states of that training, for recoveries that rewind to one.
         folder: where each completed step is saved; the same call goes on after the last one.
-        on_step: called with every row of training and of the curve.
+        on_step: called with every row of training and of the curve, and with ``timing`` and ``num_timings`` while parts
+            are timed for a budget of ``latency_ms``.
 
     Raises:
         InputError: an argument cannot be used, or ``folder`` holds another run.
@@ -115,18 +122,23 @@ def prune(
         example_inputs,
     )
     criterion = saliencies.resolve(saliency)
+    described = repr(budget)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    planner, budget = planner.timed(budget, None if folder is None else Path(folder) / TIMES, _timing(on_step))
     run = _Run(
         planner=planner,
         saliency=criterion,
         allocation=planner.allocation(allocation, criterion, data, loss, evaluate),
         schedule=schedules.resolve(schedule),
         recover=recoveries.resolve(recover),
-        context=RecoveryContext(data=data, loss=loss, checkpoints=checkpoints, recipe=recipe),
+        context=RecoveryContext(data=data, loss=loss, checkpoints=checkpoints, recipe=recipe, dense=model),
         evaluate=evaluate,
         on_step=on_step,
+        sequential=sequential,
     )
     num_steps = _num_steps(steps, run.schedule, budget)
-    journal = Journal.open(folder, model, run.describe(budget, num_steps))
+    journal = Journal.open(folder, model, run.describe(described, num_steps))
     work, progress = run.loop(copy.deepcopy(model), budget, num_steps, journal)
     plan, checked = progress.plan, None
     if plan is None:
@@ -152,8 +164,9 @@ class _Run:
     context: RecoveryContext
     evaluate: Evaluate | None
     on_step: OnStep | None
+    sequential: bool = False
 
-    def describe(self, budget: Budget | None, num_steps: int) -> dict[str, Any]:
+    def describe(self, budget: str, num_steps: int) -> dict[str, Any]:
         """What makes two calls the same run; objects are told apart by their repr."""
         return {
             "structure": repr(self.planner.structure),
@@ -161,9 +174,10 @@ class _Run:
             "allocation": _describe(self.allocation),
             "schedule": _describe(self.schedule),
             "recover": _describe(self.recover),
-            "budget": repr(budget),
+            "budget": budget,
             "keep": list(self.planner.keep),
             "num_steps": num_steps,
+            **({"sequential": True} if self.sequential else {}),
             **({} if self.planner.min_units is None else {"min_units": repr(self.planner.min_units)}),
             **({} if self.planner.axes.blueprint is None else {"uniform": self.planner.axes.blueprint.name}),
         }
@@ -175,12 +189,17 @@ class _Run:
         work, progress = journal.resume(work)
         for step in range(len(progress.curve) + 1, num_steps + 1):
             planner = replace(self.planner, model=work)
-            stats = planner.collect(self.saliency, self.context.data, self.context.loss)
+            amounts_by = self._amounts_by()
+            before = progress.plan.masks(work) if progress.plan is not None else {}
+            stats = planner.collect(amounts_by, self.context.data, self.context.loss, before)
             way = self.schedule, step / num_steps, progress.plan
-            plan = plan_at(planner, self.saliency, self.allocation, budget, *way, stats=stats)
+            plan = plan_at(planner, amounts_by, self.allocation, budget, *way, stats=stats)
             if may_fall(self.schedule):
                 unmask(work, restore=False)  # what comes back does so as zero
-            self._cut(work, plan, stats)
+            if self.sequential:
+                plan = self._cut_in_turn(planner, plan, progress.plan)
+            else:
+                self._cut(work, plan, stats)
             rows = self.recover(
                 work, replace(self.context, plan=plan, progress=self._training_progress(step, num_steps))
             )
@@ -196,6 +215,29 @@ class _Run:
             if self.on_step is not None:
                 self.on_step(row)
         return work, progress
+
+    def _amounts_by(self) -> Saliency:
+        """The criterion that says how much goes of each set: any will do where the allocation does not look at scores,
+        and one without statistics spares the memory of those of all sets at once."""
+        return self.saliency if not self.sequential or needs_scores(self.allocation) else Random()
+
+    def _cut_in_turn(self, planner: Planner, amounts: Plan, before: Plan | None) -> Plan:
+        """Cut one set of units after the other, the first to run first, each scored on what those before it leave; of
+        each goes what ``amounts`` says."""
+        gone = {} if before is None or may_fall(self.schedule) else before.removed
+        removed = {u.name: gone.get(u.name, torch.zeros(u.num, dtype=torch.bool)) for u in planner.units}
+        plan = amounts
+        for units in sorted(planner.units, key=lambda u: planner.axes.depths.get(u.layer, 0)):
+            if units.step:
+                raise InputError(f"sets of units go in turn, {units.name!r} go with others; try sequential=False")
+            alone = {u.name: "it is another's turn" for u in planner.units if u is not units}
+            one = replace(planner, excluded={**planner.excluded, **alone})
+            stats = one.collect(self.saliency, self.context.data, self.context.loss)
+            candidates = one.candidates(self.saliency, None, None, gone, stats)
+            removed[units.name] = candidates.lowest(units, int(amounts.removed[units.name].count_nonzero())).cpu()
+            plan = planner.make(removed, requested=amounts.requested, achieved=amounts.achieved)
+            self._cut(planner.model, plan, stats)
+        return plan
 
     def _cut(self, work: nn.Module, plan: Plan, stats: Statistics) -> None:
         """Mask what goes; where the criterion makes up for it, change what stays."""
@@ -325,6 +367,12 @@ def _half(units: Units, structure: Structure) -> Tensor:
         return places >= units.minimum
     odd = places % 2 == 1
     return odd & (odd.cumsum(0) <= units.num - units.minimum)
+
+
+def _timing(on_step: OnStep | None) -> Callable[[int, int], None] | None:
+    if on_step is None:
+        return None
+    return lambda done, total: on_step({"timing": done, "num_timings": total})
 
 
 def _describe(part: object) -> str:

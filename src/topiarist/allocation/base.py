@@ -32,7 +32,7 @@ class Candidates:
     tensor that the units are named after, signed and in its own shape, for rules that go by spread or shape; ``gone``
     marks the units that an earlier step removed: they stay removed and count as removed; ``protected`` marks those that
     may not go. ``roles`` says in a word what hangs on the units, the same for units of the same kind; ``costs`` maps
-    what is counted (``"macs"``) to what the model costs with given numbers of units, by name; others are whole.
+    what is counted (``"macs"``) to what the model costs with given numbers of units by name, those not named whole.
 
     Raises:
         InputError: names repeat, scores are missing, or a tensor is not of shape ``(num units,)``.
@@ -75,6 +75,7 @@ class Candidates:
             units=tuple(units for units in self.units if units.name in names),
             scores={name: scores for name, scores in self.scores.items() if name in names},
             gone={name: gone for name, gone in self.gone.items() if name in names},
+            protected={name: stay for name, stay in self.protected.items() if name in names},
         )
 
     @property
@@ -156,6 +157,11 @@ class Allocation(Protocol):
 def needs_budget(allocation: Allocation) -> bool:
     """Whether the amount comes from a budget (most allocations) or from the allocation itself."""
     return bool(getattr(allocation, "needs_budget", True))
+
+
+def needs_scores(allocation: Allocation) -> bool:
+    """Whether scores decide how much goes of each set (most allocations), or only what."""
+    return bool(getattr(allocation, "needs_scores", True))
 
 
 def share(fraction: float, num: int) -> int:

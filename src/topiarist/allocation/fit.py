@@ -82,6 +82,11 @@ class _Search:
     budget: Budget
     price: Price
 
+    @property
+    def target(self) -> float:
+        """The fraction to remove; of a latency above that of the whole model less than none."""
+        return self.budget.removed_at(self.budget.value)
+
     def at(self, level: float) -> _Point:
         removed = self.allocation(self.candidates, level)
         check_removed(removed, self.candidates)
@@ -94,14 +99,14 @@ class _Search:
         return _Point(removed, prices, self.budget.removed_at(prices[unit]))
 
     def enough(self, point: _Point) -> bool:
-        return point.fraction >= self.budget.removed - _CLOSE
+        return point.fraction >= self.target - _CLOSE
 
     def first_guess(self) -> _Point | None:
         """For sparsity, the level that says so: the answer of an allocation whose levels are fractions of all units."""
         if self.budget.unit != "sparsity":
             return None
-        point = self.at(self.budget.removed)
-        gap = (point.fraction - self.budget.removed) * self.candidates.num_units
+        point = self.at(self.target)
+        gap = (point.fraction - self.target) * self.candidates.num_units
         return point if -0.5 + _CLOSE < gap <= 0.5 + _CLOSE else None
 
     def nearest(self) -> _Point:
@@ -116,7 +121,7 @@ class _Search:
         if _largest_step(below, above) > 1:
             raise self.error("the allocation jumps over it", below, above)
         middle = (below.fraction + above.fraction) / 2
-        return below if self.budget.unit == "sparsity" and self.budget.removed < middle - _CLOSE else above
+        return below if self.budget.unit == "sparsity" and self.target < middle - _CLOSE else above
 
     def highest_that_fits(self, best: _Point) -> _Point:
         """The last removal of a bisection that is enough, where one removal need not contain another."""
@@ -135,7 +140,7 @@ class _Search:
         """Two removals around the budget that differ by a unit per set, or that hardly a level comes between."""
         low, high, halve = 0.0, 1.0, False
         while high - low > _FINEST and _largest_step(below, above) > 1:
-            part = (self.budget.removed - below.fraction) / (above.fraction - below.fraction)
+            part = (self.target - below.fraction) / (above.fraction - below.fraction)
             part = 0.5 if halve else min(max(part, 0.01), 0.99)
             halve = not halve
             level = low + part * (high - low)
@@ -161,7 +166,7 @@ class _Search:
     def within_reach(self, point: _Point, limit: str) -> _Point:
         """Accept the end of the range where it meets the budget, for sparsity within one unit."""
         if self.budget.unit == "sparsity":
-            fits = abs(point.fraction - self.budget.removed) * self.candidates.num_units <= 1 + _CLOSE
+            fits = abs(point.fraction - self.target) * self.candidates.num_units <= 1 + _CLOSE
         else:
             fits = self.enough(point)
         if not fits:

@@ -40,6 +40,7 @@ class PerLayer:
     """
 
     ratios: Mapping[str, float]
+    needs_scores: ClassVar[bool] = False
     needs_budget: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from topiarist.structure.words import named
 FILE = "recipe.yaml"
 
 # Keys of which a run has at most one: one given on the command line puts aside those of the recipe.
-_BUDGETS = ("sparsity", "compression", "macs", "params", "bytes")
+_BUDGETS = ("sparsity", "compression", "macs", "params", "bytes", "peak_memory", "latency_ms")
 _ALTERNATIVES = (("arch", "model"), _BUDGETS)
 _PRESENTATION = ("log_interval", "out")  # what two runs may differ in and be the same
 
@@ -112,6 +112,12 @@ class Recipe(BaseModel):
     )
     params: float | None = Field(None, description="budget: the fraction of parameters that remains")
     bytes: float | None = Field(None, description="budget: the fraction of bytes that remains")
+    peak_memory: float | None = Field(
+        None, description="budget: the fraction of the peak memory of activations that remains"
+    )
+    latency_ms: float | None = Field(None, description="budget: at most so many milliseconds a call, measured here")
+    latency_batch: Counting | None = Field(None, description="examples in the call that is timed; 1 unless given")
+    executor: str = Field("eager", description="what runs the call that is timed: 'eager', 'compiled', 'onnxruntime'")
     keep: Words = Field((), description="patterns of modules whose outputs stay whole: head.*,stem")
     min_units: Minimum | None = Field(
         None, description="units that stay at least of each set: a number, a fraction (0.1), or either by name or type"
@@ -123,7 +129,9 @@ class Recipe(BaseModel):
         None, description="'config': tie sizes across layers so that the model's config describes what is left"
     )
     schedule: str = Field(
-        "one-shot", description="'one-shot', 'linear', 'cubic', 'exponential', 'constant-fraction' or a function"
+        "one-shot",
+        description="'one-shot', 'linear', 'cubic', 'polynomial:2', 'cosine', 'exponential', 'constant-fraction', "
+        "'one-cycle', 'movement', 'dense-sparse-dense' or a function",
     )
     steps: Counting | None = Field(None, description="pruning steps; what the schedule asks for unless given")
     recover: str = Field(
@@ -138,9 +146,12 @@ class Recipe(BaseModel):
     out: Path | None = Field(None, description="folder of the run; runs/ and a name of its own unless given")
 
     @property
-    def budget(self) -> dict[str, float]:
-        """The budget's unit and number; nothing where none is given."""
-        return {unit: value for unit in _BUDGETS if (value := getattr(self, unit)) is not None}
+    def budget(self) -> dict[str, Any]:
+        """The budget's unit and number, and where a latency is measured; nothing where none is given."""
+        found: dict[str, Any] = {unit: value for unit in _BUDGETS if (value := getattr(self, unit)) is not None}
+        if self.latency_ms is not None:
+            found.update(batch=self.latency_batch, executor=self.executor)
+        return found
 
     @property
     def method_options(self) -> dict[str, Any]:

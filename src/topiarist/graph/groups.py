@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from topiarist.errors import InputError, nearest
 from topiarist.graph.axis import Axis
 from topiarist.graph.blueprint import Blueprint
+from topiarist.graph.copies import named_modules
 from topiarist.graph.matrix import Matrix
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.sizes import Constraint, text
@@ -78,14 +79,15 @@ class Axes:
         self.integers = dict(integers)
         self.unknown_operators = dict(trace.unknown)
         self.stubs = dict(trace.stubs)
+        self.scales = tuple(trace.scales)  # parameters such as the scales of norms, as far as they are vectors
         self.training_error = training_error
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()
         self.bypasses = {name: "".join(forms) for name, forms in trace.forms.items() if len(forms) == 1 and all(forms)}
-        self._reads, self._carries = dict(trace.reads), dict(trace.carries)
+        self._carried = dict(trace.carried)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
-        self.modules = {name: type(module).__name__ for name, module in model.named_modules()}
-        self.kinds = {name: type(module) for name, module in model.named_modules()}
+        self.modules = {name: type(module).__name__ for name, module in named_modules(model)}
+        self.kinds = {name: type(module) for name, module in named_modules(model)}
         self.places = _places(model)
         self.depths = _depths(list(trace.order), list(self.modules))
         self._pin_unused(trace.used)
@@ -122,18 +124,16 @@ class Axes:
         """
         if "met" in self[name].leaf.roles:
             return []
-        return [m for m in self[name].members if self._takes(self._reads, m, self[name].leaf)]
+        return [m for m in self[name].members if m.side == "in"]
 
     def makers(self, name: str) -> list[Member]:
-        """Where the model makes an axis out of others: members of weights, output channels as a rule."""
-        weights = {*self.weights(), *self._reads}
-        others = (m for m in self[name].members if m.tensor in weights)
-        roles = (self._reads, self._carries)
-        return [m for m in others if not any(self._takes(role, m, self[name].leaf) for role in roles)]
+        """Where the model makes an axis out of others: members of weights, output channels as a rule.
 
-    def _takes(self, role: Mapping[str, Mapping[int, Axis]], member: Member, leaf: Axis) -> bool:
-        taken = role.get(member.tensor, {}).get(-1 if member.dim is None else member.dim)
-        return taken is not None and leaf in self.graph.leaves(taken)
+        A depthwise weight, which hands the axis on index by index, is none.
+        """
+        leaf, carried = self[name].leaf, self._carried
+        out = (m for m in self[name].members if m.side == "out")
+        return [m for m in out if m.tensor not in carried or leaf not in self.graph.leaves(carried[m.tensor])]
 
     def summary(self) -> str:
         """A table of every axis; see `topiarist.graph.explain.summary`."""
@@ -350,8 +350,8 @@ class Axes:
         axes, summed = self.tensors[name].axes, self.summed[name]
         if any(axis in summed for axis in axes):  # told apart by identity: both sides of a weight may be one axis
             return "in" if axes[dim] in summed else "out"
-        roots = {self.graph.find(axis) for axis in summed}
-        return "in" if self.graph.find(axes[dim]) in roots else "out"
+        leaves = {leaf for axis in summed for leaf in self.graph.leaves(axis)}  # several may be summed over as one
+        return "in" if leaves.issuperset(self.graph.leaves(axes[dim])) else "out"
 
     def _least(self, leaf: Axis) -> int:
         """How many indices an operator needs, such as a top-k as many as it chooses."""

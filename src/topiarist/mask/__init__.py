@@ -2,17 +2,23 @@
 
 from topiarist.mask.attach import active_plan, mask, reapply, unmask
 from topiarist.mask.dense import PrunableDense
+from topiarist.mask.gates import Gates
+from topiarist.mask.lagrangian import AugmentedLagrangian
 from topiarist.mask.penalties import GroupLasso, GrowingL2, ImportanceL2, ScaleL1
 from topiarist.mask.regrow import Regrower
+from topiarist.mask.straight_through import StraightThrough
 from topiarist.mask.units import units_in
 
 __all__ = [
+    "AugmentedLagrangian",
+    "Gates",
     "GroupLasso",
     "GrowingL2",
     "ImportanceL2",
     "PrunableDense",
     "Regrower",
     "ScaleL1",
+    "StraightThrough",
     "active_plan",
     "mask",
     "reapply",

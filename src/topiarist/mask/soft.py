@@ -20,10 +20,11 @@ def zero_once(model: nn.Module, plan: Plan, axes: Axes) -> None:
     (`topiarist.mask`), norms and biases still pass on a constant.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    if not plan.slices:  # entries, which have no other end
+        for name, gone in plan.masks(model).items():
+            parameters[name].masked_fill_(gone, 0)
+        return
     for name, removed in plan.removed.items():
-        if plan.structure == "weight":
-            parameters[name].masked_fill_(removed.view(parameters[name].shape).to(parameters[name].device), 0)
-            continue
         for member in axes.makers(name) or axes[name].members:
             if member.tensor in parameters:
                 _zero(parameters, member, removed)

@@ -62,19 +62,21 @@ def spread(coefficients: Tensor, member: Member, parameter: Tensor, elsewhere: f
     The result broadcasts against the parameter; autograd goes through to the coefficients.
     """
     coefficients = coefficients.to(parameter)
-    if member.dim is None or member.unit is None:
+    if member.unit is None:
         return coefficients.view(parameter.shape)
     unit = member.unit.to(parameter.device)
+    if member.dim is None:
+        return coefficients[unit].view(parameter.shape)
     values = torch.where(unit >= 0, coefficients[unit.clamp(min=0)], elsewhere)
     return values.view([-1 if dim == member.dim else 1 for dim in range(parameter.ndim)])
 
 
 def _by_unit(entries: Tensor, member: Member, num: int) -> Tensor:
     """The sum of a tensor's entries by unit: ``(num units,)``."""
-    if member.dim is None or member.unit is None:
+    if member.unit is None:
         return entries.reshape(num)
-    others = [dim for dim in range(entries.ndim) if dim != member.dim]
-    along = entries.sum(others) if others else entries
+    others = [] if member.dim is None else [dim for dim in range(entries.ndim) if dim != member.dim]
+    along = entries.sum(others) if others else entries.flatten()
     unit = member.unit.to(entries.device)
     return torch.zeros(num + 1, dtype=along.dtype, device=along.device).index_add(
         0, torch.where(unit >= 0, unit, num), along

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from topiarist.graph.copies import model_tensors, structural_copy
+from topiarist.measure.parts import without_data
 from topiarist.measure.quiet import run, undisturbed
 
 
@@ -47,10 +46,8 @@ def predicted_peak_bytes(model: nn.Module, example_inputs: Any) -> int:
         800
     """
     try:
-        with FakeTensorMode() as mode:
-            faked = {id(tensor): mode.from_tensor(tensor) for _, tensor, _ in model_tensors(model)}
-            inputs = tree_map_only(Tensor, mode.from_tensor, example_inputs)
-            return peak_activation_bytes(structural_copy(model, faked), inputs)
+        with without_data(model, example_inputs) as (copied, inputs):
+            return peak_activation_bytes(copied, inputs)
     except Exception:  # whatever needs values that fake tensors do not have
         return peak_activation_bytes(model, example_inputs)
 

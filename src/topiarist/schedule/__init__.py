@@ -9,9 +9,10 @@ from topiarist.schedule.per_layer import PerLayer
 from topiarist.schedule.polynomial import Polynomial, cubic
 from topiarist.schedule.progress import exponential, linear, one_shot
 from topiarist.schedule.window import Window
-from topiarist.schedule.words import resolve
+from topiarist.schedule.words import WORDS, resolve
 
 __all__ = [
+    "WORDS",
     "ConstantFraction",
     "DenseSparseDense",
     "OneCycle",

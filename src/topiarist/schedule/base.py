@@ -19,6 +19,12 @@ def may_fall(schedule: object) -> bool:
     return bool(getattr(schedule, "may_fall", False))
 
 
+def name_of(schedule: object) -> str:
+    """A repr without addresses, the same in every process: a function by its module and name."""
+    name = getattr(schedule, "__qualname__", None)
+    return repr(schedule) if name is None else f"{getattr(schedule, '__module__', '')}.{name}"
+
+
 def tried(schedule: Schedule) -> Schedule:
     """The schedule itself, after a trial from progress 0 to 1.
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from topiarist.allocation.per_layer import assign
 from topiarist.errors import InputError
 from topiarist.plan import Units
-from topiarist.schedule.base import Schedule, may_fall, tried
+from topiarist.schedule.base import Schedule, may_fall, name_of, tried
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class PerLayer:
         if not found:
             raise InputError("a dict of schedules maps layers to schedules, got an empty one; try {'*': 'cubic'}")
         object.__setattr__(self, "schedules", MappingProxyType(found))
+
+    def __repr__(self) -> str:
+        return f"PerLayer({ {key: name_of(schedule) for key, schedule in self.schedules.items()} })"
 
     @property
     def may_fall(self) -> bool:

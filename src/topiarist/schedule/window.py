@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from topiarist.errors import InputError
-from topiarist.schedule.base import Schedule, may_fall, tried
+from topiarist.schedule.base import Schedule, may_fall, name_of, tried
 from topiarist.schedule.progress import check
 
 
@@ -40,6 +40,9 @@ class Window:
         if not 0.0 <= self.initial < 1.0:
             raise InputError(f"the initial fraction must lie in [0, 1), got {self.initial!r}")
         tried(self.schedule)
+
+    def __repr__(self) -> str:
+        return f"Window({name_of(self.schedule)}, begin={self.begin}, end={self.end}, initial={self.initial})"
 
     @property
     def may_fall(self) -> bool:

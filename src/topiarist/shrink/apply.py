@@ -70,12 +70,15 @@ def _layer_of(model: nn.Module, name: str) -> str:
 def _tensors(model: nn.Module, plan: Plan) -> dict[int, Any]:
     """The tensors of the smaller model by the ids of those of ``model``: what is cut is never copied whole."""
     made: dict[int, Any] = {}
+    kept: dict[tuple[int, torch.device], Tensor] = {}
+    held = {name: tensor for name, tensor, _ in model_tensors(model)}
     for name, slices in plan.slices.items():
-        tensor = _held(model, name)
+        tensor = held[name] if name in held else _held(model, name)
         if id(tensor) not in made:  # tied tensors are one object, and stay it
-            made[id(tensor)] = _like(tensor, _cut(name, tensor.data, slices))
-    for _, tensor, _ in model_tensors(model):
-        copy.deepcopy(tensor, made)
+            made[id(tensor)] = _like(tensor, _cut(name, tensor.data, slices, kept))
+    for tensor in held.values():
+        if id(tensor) not in made:
+            copy.deepcopy(tensor, made)
     return made
 
 
@@ -103,7 +106,8 @@ def _like(tensor: Tensor, data: Tensor) -> Tensor:
     return copied
 
 
-def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...]) -> Tensor:
+def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...], known: dict[tuple[int, torch.device], Tensor]) -> Tensor:
+    """``tensor`` without what the slices remove; ``known`` are the indices that stay, of slices met before."""
     small = tensor
     for piece in slices:
         if piece.dim >= small.dim() or small.shape[piece.dim] != piece.removed.numel():
@@ -111,8 +115,10 @@ def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...]) -> Tensor:
                 f"{name} has shape {tuple(tensor.shape)}, the plan was made for size {piece.removed.numel()} "
                 f"in dimension {piece.dim}"
             )
-        kept = (~piece.removed).nonzero().flatten().to(small.device)
-        small = small.index_select(piece.dim, kept)
+        key = (id(piece.removed), small.device)
+        if key not in known:
+            known[key] = (~piece.removed).nonzero().flatten().to(small.device)
+        small = small.index_select(piece.dim, known[key])
     return small
 
 

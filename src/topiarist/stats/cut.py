@@ -23,6 +23,8 @@ def by_unit(tensor: Tensor, member: Member, num: int) -> Tensor:
         return tensor.reshape(num, 1)
     if member.dim is None:
         return _entries_by_unit(tensor, member.unit, num)
+    if len(member.unit) == num and torch.equal(member.unit, torch.arange(num)):  # one a position, as mostly
+        return tensor.movedim(member.dim, 0).reshape(num, -1)
     positions = torch.argsort(member.unit, stable=True)[int((member.unit < 0).sum()) :]
     first = int(positions[0]) if len(positions) else 0
     if torch.equal(positions, torch.arange(first, first + len(positions))):  # in a row, as mostly: no copy of its own

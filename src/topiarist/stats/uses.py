@@ -57,18 +57,21 @@ class Use:
             return x.movedim(1, -1).reshape(-1, self.window.groups, x.shape[1] // self.window.groups)
         return x.movedim(0, 1) if x.dim() == 3 else x[:, None]
 
-    def rows(self) -> Tensor:
+    def rows(self, where: Tensor | None = None) -> Tensor:
         """What one output is a linear function of: (rows, groups, weights of one output), as the weight lies.
 
-        For a convolution these are its patches, (channels of the group, *kernel) flattened.
+        For a convolution these are its patches, (channels of the group, *kernel) flattened. ``where``, int64 of shape
+        (rows,), takes those rows alone.
         """
         window = self.window
         if window is None or window.transposed:
-            return self.features()
+            return self.features() if where is None else self.features()[where]
         x = F.pad(self.inputs, [side for pad in reversed(window.padding) for side in (pad, pad)])
         for dim, (size, step, gap) in enumerate(zip(window.kernel, window.stride, window.dilation, strict=True)):
             x = x.unfold(dim + 2, (size - 1) * gap + 1, step)[..., ::gap]
         x = x.movedim(1, len(window.kernel) + 1)  # (samples, *positions, channels, *kernel)
+        if where is not None:
+            x = x[torch.unravel_index(where, x.shape[: len(window.kernel) + 1])]
         return x.reshape(
             -1, window.groups, x.shape[-len(window.kernel) - 1] // window.groups * math.prod(window.kernel)
         )

@@ -47,10 +47,10 @@ def units_by_entry(axes: Axes, keep: Sequence[str], unit_of: Callable[[str, Matr
 
 
 def zeroed(units: Sequence[Units], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Which entries of which parameter go with the units: bool, in row-major order."""
+    """Which entries of which parameter go with the units that are named: bool, in row-major order."""
     found = {}
-    for each in (u for u in units if u.name in removed):
-        for member in each.members:
+    for each in units:
+        for member in each.members if each.name in removed else ():
             gone = removed[each.name].cpu()
             found[member.tensor] = gone if member.unit is None else gone[member.unit]
     return found

@@ -127,12 +127,12 @@ def _convolution(
     num_out = tuple(out.shape)[-(rank + 1)]
     inner = trace.graph.split(channels, [groups, num_in // groups], "groups")
     if transposed:  # weight: (in, out / groups, *kernel)
-        trace.takes(kernel.source, kernel.axes[0])
         ties = [(trace.graph.product(inner), kernel.axes[0])]
         outer = trace.graph.product([inner[0], kernel.axes[1]])
     else:  # weight: (out, in / groups, *kernel)
         out_groups = trace.graph.split(kernel.axes[0], [groups, num_out // groups], "groups")
-        trace.takes(kernel.source, kernel.axes[1], out_groups[0])
+        if kernel.source is not None:
+            trace.carried[kernel.source] = out_groups[0]
         ties = [(inner[0], out_groups[0]), (inner[1], kernel.axes[1])]
         outer = kernel.axes[0]
     for a, b in ties:

@@ -123,10 +123,8 @@ def _direction(
     returned = hidden
     if projection is not None:
         returned = trace[projection].axes[0]
-        trace.takes(trace[projection].source, trace[projection].axes[1])
         trace.unify(trace[projection].axes[1], hidden, "a recurrent layer")
     for tensor, axis, zero in ((from_input, entering, is_zero), (from_state, returned, False)):
-        trace.takes(trace[tensor].source, trace[tensor].axes[1])
         trace.unify(axis, trace[tensor].axes[1], "a recurrent layer")
         if not (zero or trace[tensor].zero[1]):
             trace.inexact(axis, "a recurrent layer")
