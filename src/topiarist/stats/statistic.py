@@ -123,6 +123,7 @@ class PerParameter(Statistic):
     """
 
     is_linear: ClassVar[bool] = False
+    _weights: Mapping[str, Tensor] | None = None  # of units that are no positions; only linear statistics need them
 
     def __init__(self, subject: Subject) -> None:
         self.values: dict[str, Tensor] = subject.zeros()
