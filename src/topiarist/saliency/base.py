@@ -55,7 +55,8 @@ class Saliency(Protocol):
     inputs. What it needs beyond weights it names in ``needs``, a frozenset of words of `topiarist.stats.words`
     (``"gradients"``) or of functions that start a `topiarist.stats.Statistic` of one's own; a callable without the
     attribute needs nothing. ``is_comparable = True`` says that scores of different layers compare as they are, so that
-    a global ranking does not normalize them. See `Compensating` for criteria that also say what becomes of the weights that stay.
+    a global ranking does not normalize them. See `Compensating` for criteria that also say what becomes of the weights
+    that stay.
     """
 
     def __call__(self, slices: Slices) -> Tensor:
