@@ -29,6 +29,7 @@ PARAMS = {
     "resnet32": 464_154,
     "resnet56": 853_018,
     "resnet110": 1_727_962,
+    "mobilenetv2": 3_504_872 - 990 * 1281,  # torchvision's, with 10 classes in place of 1000
     "resnet20-b": 269_722 + (16 * 32 + 64) + (32 * 64 + 128),
     "resnet56-b": 853_018 + (16 * 32 + 64) + (32 * 64 + 128),
 }

@@ -110,7 +110,7 @@ def test_gradient_is_the_sum_of_products(widths):
 @pytest.mark.parametrize("widths", [(1,), (3, 2)])
 def test_signs_do_not_matter(criterion, widths):
     there = slices(widths)
-    flipped = Slices(there.units, tuple(-w for w in there.weights), there.gradients)
+    flipped = Slices(there.units, tuple(-w for w in there.weights), there.stats)
     assert torch.equal(criterion(flipped), criterion(there))
     assert bool((criterion(there) >= 0).all())
 
@@ -198,7 +198,7 @@ def test_missing_gradients_are_refused():
 @pytest.mark.parametrize("tensors", [
     {"weights": (torch.zeros(5, 2),)},
     {"weights": (torch.zeros(6),)},
-    {"weights": (torch.zeros(6, 2),), "gradients": (torch.zeros(6, 3),)},
+    {"weights": (torch.zeros(6, 2),), "stats": {"gradients": (torch.zeros(6, 3),)}},
 ])  # fmt: skip
 def test_slices_that_do_not_fit_are_refused(tensors):
     with pytest.raises(InputError):

@@ -81,6 +81,33 @@ def sensitivity(recipe: Recipe) -> None:
 
 
 @app.command()
+def methods(
+    name: Annotated[Optional[str], typer.Argument(help="one of them; all unless given")] = None,  # noqa: UP045
+) -> None:
+    """List the published systems that `prune --method NAME` runs: what they cut, what they need, what they reached."""
+    from topiarist.methods import METHODS, resolve
+
+    to = console()
+    if name is None:
+        table = Table("method", "structure", "needs", "when", "the idea", title_justify="left")
+        for each in METHODS.values():
+            table.add_row(each.name, each.structure, ", ".join(each.needs), each.when, Text(each.summary))
+        to.print(table)
+        return
+    chosen = resolve(name)
+    to.print(f"{chosen.name}: {chosen.summary}", markup=False)
+    for what, said in {
+        "paper": chosen.paper,
+        "structure": chosen.structure,
+        "needs": ", ".join(chosen.needs) or "the model alone",
+        "when": f"{chosen.when} training",
+        "published": chosen.headline,
+        "options": ", ".join(f"{key}={value!r}" for key, value in chosen.options.items()) or "none of its own",
+    }.items():
+        to.print(f"  {what}: {said}", markup=False)
+
+
+@app.command()
 @takes((*LOOK, "uniform"))
 def explain(
     recipe: Recipe,

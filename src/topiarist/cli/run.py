@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from topiarist.allocation.sensitivity import Sensitivity, SensitivityTable
+from topiarist import allocation as allocations
+from topiarist.allocation.sensitivity import SensitivityTable
 from topiarist.cli import recipe as recipes
 from topiarist.cli.console import Stage, Stages, resumable
 from topiarist.cli.files import write_text
@@ -22,6 +23,7 @@ from topiarist.cli.task import Task
 from topiarist.data import count_batches
 from topiarist.errors import InputError
 from topiarist.io import load, save
+from topiarist.methods import resolve
 from topiarist.planning import sensitivity as analyse
 from topiarist.pruning import PruneResult
 from topiarist.pruning import prune as prune_model
@@ -53,7 +55,14 @@ class Run:
         rows: Rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         if (self.folder / DENSE).is_dir():
             return load(self.folder / DENSE, build=task.build).to(task.recipe.device), rows
-        checkpoints = checkpoints or Checkpoints(self.folder / _CHECKPOINTS)
+        if task.recipe.epochs:
+            rows = self._trained(rows, file, checkpoints or Checkpoints(self.folder / _CHECKPOINTS))
+        save(task.model, self.folder / DENSE)
+        return task.model, rows
+
+    def _trained(self, rows: Rows, file: Path, checkpoints: Checkpoints) -> Rows:
+        """Train the task's network from the last checkpoint on; all rows of its training."""
+        task = self.task
         rows = rows[: checkpoints.saved[-1]] if checkpoints.saved else []
         stage = self.stages.stage("train")
 
@@ -74,8 +83,7 @@ class Run:
             )
         finally:
             write_text(file, json.dumps(rows))
-        save(task.model, self.folder / DENSE)
-        return task.model, rows
+        return rows
 
     def table(self, dense: nn.Module) -> SensitivityTable:
         """The sensitivity of ``dense`` on the training data, kept cell by cell."""
@@ -137,7 +145,8 @@ def prune(run: Run) -> RunRecord:
     task = run.task
     checkpoints = Checkpoints(run.folder / _CHECKPOINTS, _rewound_to(task))
     dense, rows = run.dense(checkpoints)
-    table = run.table(dense) if task.recipe.allocation == "sensitivity" else None
+    by_table = allocations.needs_table(task.recipe.allocation) and task.recipe.method is None
+    table = run.table(dense) if by_table else None
     stage = run.stages.stage("prune")
     result = pruned(task, dense, stage, table=table, checkpoints=checkpoints, folder=run.folder / _STEPS)
     save(result.model, run.folder / MODEL, plan=result.plan)
@@ -156,20 +165,25 @@ def pruned(
     checkpoints: Checkpoints | None = None,
     folder: Path | None = None,
 ) -> PruneResult:
-    """What `topiarist.prune` makes of ``dense`` with the options of the task."""
+    """What `topiarist.prune`, or the method that is asked for, makes of ``dense`` with the options of the task."""
     torch.manual_seed(task.recipe.seed)
+    with_all: dict[str, Any] = {
+        "data": task.data.train,
+        "loss": task.loss,
+        "evaluate": task.evaluate,
+        "recipe": task.training,
+        "checkpoints": checkpoints,
+        "folder": folder,
+        "on_step": stage.pruning,
+    }
+    if task.recipe.method is not None:
+        return resolve(task.recipe.method).run(dense, task.example_inputs, **with_all, **task.method_options)
     return prune_model(
         dense,
         task.example_inputs,
-        allocation=task.recipe.allocation if table is None else Sensitivity(table),
+        allocation=task.recipe.allocation if table is None else allocations.resolve(task.recipe.allocation, table),
         recover=task.recovery,
-        data=task.data.train,
-        loss=task.loss,
-        evaluate=task.evaluate,
-        recipe=task.training,
-        checkpoints=checkpoints,
-        folder=folder,
-        on_step=stage.pruning,
+        **with_all,
         **task.choice,
         **task.amount,
     )
@@ -234,7 +248,9 @@ def _check_same(held: Recipe, asked: Recipe, folder: Path) -> None:
 
 def _rewound_to(task: Task) -> list[int]:
     """The steps of training whose state the recovery goes back to."""
-    recovery = task.recovery
+    method = task.recipe.method
+    options = {} if method is None else {**resolve(method).options, **task.recipe.method_options}
+    recovery = WeightRewind(to_fraction=options["rewind_to"]) if "rewind_to" in options else task.recovery
     if not isinstance(recovery, WeightRewind):
         return []
     return [recovery.step(task.training.num_steps(count_batches(task.data.train)))]

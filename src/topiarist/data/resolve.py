@@ -13,6 +13,7 @@ from torch import Tensor
 from topiarist.data.digits import digits
 from topiarist.data.loader import Batches, first_batch
 from topiarist.data.parquet import Progress, read_folder, read_hub
+from topiarist.data.text import Segments, read_characters
 from topiarist.errors import InputError, nearest
 from topiarist.inputs import as_batch
 
@@ -42,8 +43,9 @@ def load_data(
 ) -> Data:
     """The data that ``spec`` names, ready to train on.
 
-    ``spec`` is ``"digits"`` (embedded), a folder with ``train.parquet`` and ``test.parquet``, the name of a data set on
-    the Hugging Face hub, or ``"package.module:function"``: the function takes nothing and returns a `Data` or
+    ``spec`` is ``"digits"`` (embedded), a folder with ``train.parquet`` and ``test.parquet``, a text file ending in
+    ``.txt`` (or called ``enwik8``, which is read as bytes), the name of a data set on the Hugging Face hub, or
+    ``"package.module:function"``: the function takes nothing and returns a `Data` or
     ``(train, test)``, two iterables of ``(inputs, targets)``, which stay as they are. Otherwise the train loader
     shuffles by ``seed`` and augments by ``pad`` and ``flip``, and both loaders normalise by ``mean`` and ``std`` (see
     `Batches`). ``progress(num_done, num_all)`` is called while decoding.
@@ -61,6 +63,10 @@ def load_data(
         if pad or flip or mean is not None or std is not None:
             raise InputError(f"pad, flip, mean and std are not applied to the loaders of {spec}; do so in the function")
         return _from_function(spec)
+    if Path(spec).suffix == ".txt" or Path(spec).name == "enwik8":
+        if pad or flip or mean is not None or std is not None:
+            raise InputError(f"pad, flip, mean and std are for images, {spec} is text")
+        return _text(spec, batch_size, seed)
     if spec == DEFAULT:
         train, test = digits()
         num_classes = 10
@@ -71,6 +77,13 @@ def load_data(
     batches = Batches(*train, batch_size, shuffle=True, seed=seed, pad=pad, flip=flip, mean=mean, std=std)
     test_batches = Batches(*test, max(batch_size, 256), mean=mean, std=std)
     return Data(batches, test_batches, num_classes, test_batches.examples())
+
+
+def _text(spec: str, batch_size: int, seed: int) -> Data:
+    train, _, test, vocabulary = read_characters(spec, as_bytes=Path(spec).name == "enwik8")
+    batches = Segments(train, batch_size, shuffle=True, seed=seed)
+    test_batches = Segments(test, batch_size)
+    return Data(batches, test_batches, len(vocabulary), test[None, : test_batches.length])
 
 
 def _read(spec: str, progress: Progress | None) -> Any:

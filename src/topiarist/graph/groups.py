@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,7 @@ from topiarist.errors import InputError, nearest
 from topiarist.graph.axis import Axis
 from topiarist.graph.blueprint import Blueprint
 from topiarist.graph.copies import named_modules
+from topiarist.graph.matrix import Matrix
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.sizes import Constraint, text
 from topiarist.graph.sizing import Sizing, Step
@@ -23,7 +25,7 @@ from topiarist.graph.uniform import Move, described_moves
 from topiarist.plan import Member, Slice
 
 if TYPE_CHECKING:
-    from topiarist.graph.trace import Trace
+    from topiarist.graph.trace import Cost, Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,7 @@ class AxisInfo:
     is_head: bool
     step: tuple[tuple[str, int], ...] = ()
     minimum: int = 1
+    is_expert: bool = False
 
 
 class Axes:
@@ -70,15 +73,22 @@ class Axes:
     ) -> None:
         self.graph = trace.graph
         self.costs = tuple(trace.costs)
+        self.summed = {name: tuple(axes) for name, axes in trace.summed.items()}
+        self.biases = dict(trace.biases)
         self.tensors = dict(tensors)
         self.integers = dict(integers)
         self.unknown_operators = dict(trace.unknown)
         self.stubs = dict(trace.stubs)
+        self.scales = tuple(trace.scales)  # parameters such as the scales of norms, as far as they are vectors
         self.training_error = training_error
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()
+        self.bypasses = {name: "".join(forms) for name, forms in trace.forms.items() if len(forms) == 1 and all(forms)}
+        self._carried = dict(trace.carried)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.modules = {name: type(module).__name__ for name, module in named_modules(model)}
+        self.kinds = {name: type(module) for name, module in named_modules(model)}
+        self.places = _places(model)
         self.depths = _depths(list(trace.order), list(self.modules))
         self._pin_unused(trace.used)
         held = [axis for info in self.tensors.values() for axis in info.axes]
@@ -106,6 +116,24 @@ class Axes:
         own = self[name].inexact
         others = (f"{n} shrinks with it, and {self[n].inexact[0]}" for n, _ in self[name].step if self[n].inexact)
         return str(own[0]) if own else next(others, "")
+
+    def readers(self, name: str) -> list[Member]:
+        """Where the model sums over an axis: the members of weights that multiply it away, input channels as a rule.
+
+        None where activations are summed over it as well, as queries times keys are: then no weights say it all.
+        """
+        if "met" in self[name].leaf.roles:
+            return []
+        return [m for m in self[name].members if m.side == "in"]
+
+    def makers(self, name: str) -> list[Member]:
+        """Where the model makes an axis out of others: members of weights, output channels as a rule.
+
+        A depthwise weight, which hands the axis on index by index, is none.
+        """
+        leaf, carried = self[name].leaf, self._carried
+        out = (m for m in self[name].members if m.side == "out")
+        return [m for m in out if m.tensor not in carried or leaf not in self.graph.leaves(carried[m.tensor])]
 
     def summary(self) -> str:
         """A table of every axis; see `topiarist.graph.explain.summary`."""
@@ -193,6 +221,25 @@ class Axes:
     def _misses(self, blueprint: Blueprint, sizes: Mapping[Axis, int], attributes: Mapping[str, int]) -> str | None:
         shapes = {n: tuple(self.graph.measure(axis, sizes) for axis in i.axes) for n, i in self.tensors.items()}
         return blueprint.misses(attributes, shapes)
+
+    def without(self, modules: Collection[str]) -> Axes:
+        """The same without the tensors that only these modules hold, and without what is computed inside of them."""
+        left: dict[str, TensorInfo] = {}
+        counted: set[str] = set()
+        places = [place for module in modules for place in self.places[module]]
+        for name, info in self.tensors.items():
+            if not any(name.startswith(f"{place}.") for place in places):
+                first = info.tied_to or name
+                left[name] = replace(info, tied_to=first if first in counted else None)
+                counted.add(first)
+        costs = (cost for cost in self.costs if not any(module in modules for module in cost.modules))
+        return self.with_bill(left, costs)
+
+    def with_bill(self, tensors: Mapping[str, TensorInfo], costs: Iterable[Cost]) -> Axes:
+        """The same with other tensors and costs to count."""
+        other = copy.copy(self)
+        other.tensors, other.costs = dict(tensors), tuple(costs)
+        return other
 
     def num_params(self, sizes: Mapping[Axis, int] | None = None) -> int:
         """Parameters with the given leaf sizes; tied tensors count once."""
@@ -282,7 +329,9 @@ class Axes:
         for name, info in ranked:
             for dim, axis in enumerate(info.axes):
                 for leaf in dict.fromkeys(self.graph.leaves(axis)) if info.tied_to is None else ():
-                    members[leaf].extend(Member(name, dim, unit) for unit in self.graph.occurrences(axis, leaf))
+                    members[leaf].extend(
+                        Member(name, dim, unit, self.side(name, dim)) for unit in self.graph.occurrences(axis, leaf)
+                    )
         for leaf, name in names.items():
             if leaf is self.graph.one or not any(self.tensors[m.tensor].kind == "parameter" for m in members[leaf]):
                 continue
@@ -291,13 +340,36 @@ class Axes:
                 name, leaf, leaf.size, tuple(members[leaf]), layer, self.modules.get(layer, ""),
                 tuple(leaf.pins), tuple(leaf.inexact), "head" in leaf.roles,
                 tuple((names[other], num) for other, num in step_of.get(leaf, {}).items() if other in names),
-                minimum.get(leaf, 1),
+                max(minimum.get(leaf, 1), self._least(leaf)), "expert" in leaf.roles and "head" not in leaf.roles,
             )  # fmt: skip
+
+    def side(self, name: str, dim: int) -> Literal["in", "out", ""]:
+        """What dimension ``dim`` of a tensor is to the products it takes part in; see `topiarist.plan.Member`."""
+        if name not in self.summed:
+            return ""
+        axes, summed = self.tensors[name].axes, self.summed[name]
+        if any(axis in summed for axis in axes):  # told apart by identity: both sides of a weight may be one axis
+            return "in" if axes[dim] in summed else "out"
+        leaves = {leaf for axis in summed for leaf in self.graph.leaves(axis)}  # several may be summed over as one
+        return "in" if leaves.issuperset(self.graph.leaves(axes[dim])) else "out"
+
+    def _least(self, leaf: Axis) -> int:
+        """How many indices an operator needs, such as a top-k as many as it chooses."""
+        return max((num for other, num in self.graph.least.items() if self.graph.find(other) is leaf), default=1)
 
     def weights(self) -> list[str]:
         """The parameters that multiply activations: weights of linear maps and convolutions, whatever their layer."""
         found = dict.fromkeys(c.tensor for c in self.costs if c.tensor is not None)
         return [name for name in found if self.tensors[name].kind == "parameter"]
+
+    def matrices(self) -> dict[str, Matrix]:
+        """Of each of `weights`, which dimensions are summed over and which are left; those of which it is known."""
+        found = {c.tensor: c.matrix for c in reversed(self.costs) if c.tensor is not None and c.matrix is not None}
+        return {name: found[name] for name in self.weights() if name in found}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the model."""
+        return tuple(self.graph.measure(axis, {}) for axis in self.tensors[name].axes)
 
     def share(self, axis: AxisInfo, of: Literal["params", "macs"] = "params") -> float:
         """The fraction of the model's parameters or MACs that one index of ``axis`` carries, times the axis' size."""
@@ -310,6 +382,14 @@ class Axes:
     @cached_property
     def _whole(self) -> dict[str, float]:
         return {"params": self.num_params(), "macs": self.num_macs()}
+
+
+def _places(model: nn.Module) -> dict[str, list[str]]:
+    """Every name of each module, by the first."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[id(module)].append(name)
+    return {places[0]: places for places in names.values()}
 
 
 def _depths(order: Sequence[str], modules: Sequence[str]) -> dict[str, int]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules import module as torch_modules
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,15 +29,18 @@ from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph, nowhere
 from topiarist.graph.blueprint import read
+from topiarist.graph.bypass import form_of
 from topiarist.graph.copies import UncopiedError, model_tensors, named_modules, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
+from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
 from topiarist.graph.modes import Modes
 from topiarist.graph.readers import READERS, body_of
-from topiarist.graph.reasons import Kind
+from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
 from topiarist.graph.rules import RULES
+from topiarist.graph.rules.values import KEEP_VALUES
 from topiarist.graph.running import (
     CONSTANT,
     fails_on_any_values,
@@ -73,14 +77,18 @@ class Tracked(NamedTuple):
     source: str | None = None
     is_uniform: bool = False
     pins: tuple[tuple[Axis, str], ...] = ()
+    ranges: Axis | None = None  # the axis of which the values are indices, as a top-k's are
 
 
 @dataclass(frozen=True, eq=False)
 class Cost:
-    """Multiply–accumulates: the product of the sizes of ``axes``; ``tensor`` is the weight that takes part, if any."""
+    """Multiply–accumulates: the product of the sizes of ``axes``; ``tensor`` is the weight that takes part, if any,
+    ``matrix`` says which of its dimensions are which, and ``modules`` which modules ran, the outermost first."""
 
     axes: tuple[Axis, ...]
     tensor: str | None
+    matrix: Matrix | None = None
+    modules: tuple[str, ...] = ()
 
 
 class Trace:
@@ -98,9 +106,17 @@ class Trace:
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
         self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
+        self.choices: list[tuple[Axis, int, Reason]] = []  # axes of which the best are chosen, and how many
+        self.forms: dict[str, set[str]] = {}  # module → forms of what it returned, see `form`
+        self.carried: dict[str, Axis] = {}  # weight → the groups that it hands on one by one, as depthwise ones do
         self.used: set[str] = set()
+        self.summed: dict[str, list[Axis]] = {}  # weight → axes of it that a product with activations sums over
+        self.biases: dict[str, str] = {}  # weight → what is added to its outputs, one number each
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
+        self.scales: dict[str, None] = {}  # vectors of the model that activations are multiplied by, entry by entry
+        self.strides: dict[str, tuple[int, ...]] = {}  # of the model's tensors, by name
+        self.sources: dict[str, tuple[Axis, ...]] = {}  # their axes
         self.counting = True
         self.is_elsewhere = False  # on the meta device in place of another
         self.is_inside = False  # of an operator
@@ -127,7 +143,7 @@ class Trace:
 
     def put(
         self, tensor: Tensor, axes: Sequence[Axis], zero: Sequence[bool] | None = None, source: str | None = None,
-        is_uniform: bool = False, pins: Sequence[tuple[Axis, str]] = (),
+        is_uniform: bool = False, pins: Sequence[tuple[Axis, str]] = (), ranges: Axis | None = None,
     ) -> None:  # fmt: skip
         """Say what the axes of ``tensor`` are, and the rest of `Tracked`; ``zero`` defaults to True everywhere."""
         sizes = tuple([self.graph.find(axis).size for axis in axes])
@@ -136,12 +152,46 @@ class Trace:
         zeros = (True,) * len(sizes) if zero is None else tuple(zero)
         if id(tensor) not in self._known:
             self._sharing.setdefault(_storage(tensor), []).append(tensor)
-        self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source, is_uniform, tuple(pins)))
+        self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source, is_uniform, tuple(pins), ranges))
+
+    def indices(self, tensor: Tensor) -> Tracked:
+        """What is known of a tensor of which the values are taken for nothing but indices."""
+        entry = self._known.get(id(tensor))
+        return self[tensor] if entry is None or entry[1].ranges is None else entry[1]
+
+    def looked_up(self, tensor: Tensor, dim: int, index: Tensor, reason: str) -> None:
+        """Indices of a dimension are looked up by the values of ``index``: tied to what these range over, or pinned."""
+        ranges, tracked = self.indices(index).ranges, self[tensor]
+        if ranges is None:
+            self.pin(tracked.axes[dim], reason, "lookup")
+            return
+        axis = self.unify(tracked.axes[dim], ranges, "a choice by rank")
+        if tracked.source is not None:
+            self.graph.mark_role(axis, "expert")
+
+    def ranked(self, axis: Axis, num: int, operator: str) -> None:
+        """The ``num`` best along ``axis`` are chosen: pinned in the end, unless the choice is of experts."""
+        self.inexact(axis, operator)
+        self.choices.append((axis, num, Reason("its values are ranked", "order", *self.here())))
+
+    def decide(self) -> None:
+        """Pin what is ranked for its own sake; of experts, as many as are chosen must stay."""
+        stacks = ((c.tensor, d) for c in self.costs if c.matrix is not None for d in c.matrix.others)
+        stacked = {leaf for name, d in stacks for leaf in self.graph.leaves(self.sources[str(name)][d])}
+        for axis, num, reason in self.choices:
+            for leaf in self.graph.leaves(axis):
+                if leaf in stacked:
+                    leaf.roles.add("expert")
+            if all("expert" in leaf.roles for leaf in self.graph.leaves(axis)):
+                for leaf in self.graph.leaves(axis):
+                    self.graph.least[leaf] = max(num, self.graph.least.get(leaf, 1))
+            else:
+                self.graph.pin(axis, reason)
 
     def alias(self, twin: Tensor, tensor: Tensor) -> None:
         """Let ``twin`` stand for ``tensor``."""
         known = self._known[id(tensor)][1]
-        self.put(twin, known.axes, known.zero, known.source, known.is_uniform, known.pins)
+        self.put(twin, known.axes, known.zero, known.source, known.is_uniform, known.pins, known.ranges)
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether an operator or the model itself has made ``tensor``."""
@@ -184,14 +234,51 @@ class Trace:
         """Tie the contracted pair; exact where either side is zero at a zeroed index."""
         left, right = self[a[0]], self[b[0]]
         axis = self.unify(left.axes[a[1]], right.axes[b[1]], operator)
+        if left.source is None and right.source is None:
+            self.graph.mark_role(axis, "met")  # queries and keys, for one: no weight alone reads it
         if not (left.zero[a[1]] or right.zero[b[1]]):
             self.inexact(axis, operator)
+        self.sums(*a)
+        self.sums(*b)
         return axis
 
-    def cost(self, *axes: Axis, source: str | None) -> None:
-        """Count multiply–accumulates: the product of the sizes of ``axes``."""
+    def scaled(self, tensor: Tensor) -> None:
+        """Note that activations are multiplied by ``tensor``, entry by entry; it is a scale where it is a vector."""
+        source = self[tensor].source
+        if source is not None and sum(size != 1 for size in tensor.shape) == 1:
+            self.scales[source] = None
+
+    def sums(self, tensor: Tensor, dim: int) -> None:
+        """Note that a product sums over dimension ``dim`` of ``tensor``, which may be a weight."""
+        tracked = self[tensor]
+        if tracked.source is not None:
+            self.summed.setdefault(tracked.source, []).append(tracked.axes[dim])
+
+    def adds(self, weight: Tensor, bias: Tensor) -> None:
+        """Note that ``bias`` is added to each output of a product with ``weight``."""
+        names = self[weight].source, self[bias].source
+        if names[0] is not None and names[1] is not None and bias.dim() == 1:
+            self.biases[names[0]] = names[1]
+
+    def cost(self, *axes: Axis, source: str | None, factor: tuple[Tensor, int, int] | None = None) -> None:
+        """Count multiply–accumulates: the product of the sizes of ``axes``.
+
+        ``factor`` is the view of the model tensor ``source`` that takes part, with the dimension of it that is summed
+        over and the one that is left.
+        """
         if self.counts:
-            self.costs.append(Cost(axes, source))
+            matrix = None if factor is None or source is None else self._matrix(source, *factor)
+            self.costs.append(Cost(axes, source, matrix, tuple(self.running)))
+
+    def _matrix(self, source: str, view: Tensor, inner: int, outer: int) -> Matrix | None:
+        """What two dimensions of a view, or of a rearranged copy, are in the model tensor ``source``."""
+        strides, axes = self.strides[source], self.sources[source]
+        if any(self._known[id(t)][1].source == source and t.stride() == strides and t.dim() == len(axes)
+               for t in self._sharing.get(_storage(view), ())):  # fmt: skip
+            return matrix_by_strides(strides, view, inner, outer)
+        held = [{leaf for leaf in self.graph.leaves(axis) if leaf.size > 1} for axis in axes]
+        factor = [{*self.graph.leaves(self[view].axes[dim])} for dim in (inner, outer)]
+        return matrix_by_leaves(held, *factor)
 
     def sized(self, value: int, axis: Axis) -> None:
         """A call fixed the size of ``axis`` to ``value``: remember where the number came from."""
@@ -218,6 +305,14 @@ class Trace:
         sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self.axes_of(tensor)]
         return torch.Size(sizes)
 
+    def form(self, args: Any, kwargs: Any, out: Any) -> str:
+        """In which form a module returned what could as well be its first input; see `topiarist.graph.bypass`."""
+        before, self.is_inside = self.is_inside, True  # looking at it is no part of the model
+        try:
+            return form_of(args, kwargs, out, lambda tensor: tuple(tensor.shape))
+        finally:
+            self.is_inside = before
+
     def known_of(self, out: Any) -> list[Tracked] | None:
         """What is known of what a module returned, a tensor or a tuple or list of some; None of anything else."""
         tensors = [out] if isinstance(out, Tensor) else out
@@ -232,7 +327,7 @@ class Trace:
         return all(
             len(a.axes) == len(b.axes)
             and all(self.graph.find(left) is self.graph.find(right) for left, right in zip(a.axes, b.axes, strict=True))
-            and (a.zero, a.source, a.is_uniform, a.pins) == (b.zero, b.source, b.is_uniform, b.pins)
+            and (a.zero, a.source, a.is_uniform, a.pins, a.ranges) == (b.zero, b.source, b.is_uniform, b.pins, b.ranges)
             for a, b in zip(before, after, strict=True)
         )
 
@@ -282,13 +377,37 @@ class Trace:
         failure: Exception | None = None
         if found is not None:
             try:
-                found(self, out, *args, **kwargs)
+                with self._as_indices(args[:1] if func.overloadpacket in KEEP_VALUES else ()):
+                    found(self, out, *args, **kwargs)
+                self._hand_ranges_on(func, args, outputs)
             except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
                 failure = error
         if found is None or failure is not None:
             self._pin_unruled(func, args, kwargs, out, failure)
         if func._schema.is_mutable:
             self._written(outputs)
+
+    @contextmanager
+    def _as_indices(self, tensors: Sequence[Any]) -> Iterator[None]:
+        """Inside the ``with``, to look at these tensors is no use of their values, where they are indices."""
+        entries = [self._known[id(t)] for t in tensors if isinstance(t, Tensor) and self.knows(t)]
+        indices = [(tensor, known) for tensor, known in entries if known.ranges is not None]
+        for tensor, known in indices:
+            self._known[id(tensor)] = (tensor, known._replace(pins=()))
+        try:
+            yield
+        finally:
+            self._known.update((id(tensor), (tensor, known)) for tensor, known in indices)
+
+    def _hand_ranges_on(self, func: Any, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+        if not (args and func.overloadpacket in KEEP_VALUES and isinstance(args[0], Tensor)):
+            return
+        entry = self._known.get(id(args[0]))
+        if entry is None or entry[1].ranges is None:
+            return
+        for tensor in outputs:
+            made = self._known[id(tensor)][1]
+            self._known[id(tensor)] = (tensor, made._replace(pins=entry[1].pins, ranges=entry[1].ranges))
 
     def _pin_unruled(self, func: Any, args: Any, kwargs: Any, out: Any, failure: Exception | None) -> None:
         """Pin what an operator touches that has no rule, or whose rule has failed."""
@@ -335,7 +454,8 @@ class Trace:
             if not args and "input" in kwargs:
                 args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
             try:
-                handler(self, out, *args, **kwargs)
+                with self._as_indices((*args[:1], out)):
+                    handler(self, out, *args, **kwargs)
             except Exception as error:  # called in a way that the handler does not know: pinned, never wrong
                 self.pin_all(
                     [*tensors_in((args, kwargs)), *made], f"the sizes of {name} cannot be read ({error})", "hidden"
@@ -358,7 +478,7 @@ class Trace:
             found = [*self.graph.younger(ages), *self.graph.parts[parts:]]
         if found:
             given = [c.axis for c in self.constraints[constraints:]]
-            given.extend(axis for tensor in tensors_in(operands) for axis in self[tensor].axes)
+            given.extend(axis for tensor in tensors_in(operands) for axis in self.axes_of(tensor))
             known = {tuple(self.graph.leaves(axis)) for axis in given}
             for part in found:
                 if tuple(self.graph.leaves(part)) not in known:
@@ -467,6 +587,7 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
                 used, without_values = set(state.used), None if errors else ran
                 if state.modes.are_one:
                     break
+    state.decide()
     state.close()
     if "evaluation" in errors:
         raise _trace_error(model, example_inputs, errors["evaluation"])
@@ -495,7 +616,8 @@ def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
             continue
         first[id(tensor)] = name
         state.own[id(tensor)] = tensor
-        axes = tuple(state.graph.leaf(size) for size in tensor.shape)
+        state.strides[name] = tensor.stride() if tensor.layout is torch.strided else ()
+        axes = state.sources[name] = tuple(state.graph.leaf(size) for size in tensor.shape)
         state.put(tensor, axes, [kind == "parameter"] * len(axes), source=name)  # masks zero parameters only
         if kind == "parameter":
             state.parameters.add(name)
@@ -601,6 +723,8 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
         name = names.get(id(module))
         if name is None:
             return
+        if state.counting and not state.modes.is_training:
+            state.forms.setdefault(name, set()).add(state.form(args, kwargs, out))
         while state.running and state.running.pop() != name:
             pass  # a module inside that raised, and whose error the model caught
         for tensor in tensors_in(out):
@@ -615,6 +739,7 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        torch_modules._global_forward_hooks_with_kwargs.pop(handles[1].id, None)  # torch 2.13 leaves this one behind
 
 
 def _storage(tensor: Tensor) -> int:

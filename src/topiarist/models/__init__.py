@@ -9,20 +9,32 @@ from torch import nn
 from topiarist.errors import InputError, nearest
 from topiarist.models.digits_net import DigitsNet
 from topiarist.models.lenet import LeNet5, LeNet300100
+from topiarist.models.lstm import LSTMLanguageModel
 from topiarist.models.mlp import MLP
+from topiarist.models.mobilenet import MobileNetV2
 from topiarist.models.resnet import ResNet
+from topiarist.models.sru import SRU, SRULanguageModel
+from topiarist.models.transformer_xl import TransformerXL
+from topiarist.models.tree import DecisionTree
 from topiarist.models.vgg import VGG, vgg16_bn
 from topiarist.models.vit import VisionTransformer
 
 __all__ = [
     "INPUT_SHAPES",
+    "LANGUAGE_MODELS",
     "MLP",
     "MODELS",
+    "SRU",
     "VGG",
+    "DecisionTree",
     "DigitsNet",
+    "LSTMLanguageModel",
     "LeNet5",
     "LeNet300100",
+    "MobileNetV2",
     "ResNet",
+    "SRULanguageModel",
+    "TransformerXL",
     "VisionTransformer",
     "build",
     "vgg16_bn",
@@ -62,6 +74,10 @@ def _vgg16_bn(input_shape: Shape = (3, 32, 32), num_classes: int = 10) -> nn.Mod
     return vgg16_bn(input_shape[0], num_classes)
 
 
+def _mobilenet(input_shape: Shape = (3, 32, 32), num_classes: int = 10) -> nn.Module:
+    return MobileNetV2(input_shape[0], num_classes)
+
+
 def _vit(input_shape: Shape = (3, 32, 32), num_classes: int = 10) -> nn.Module:
     channels, side, _ = input_shape
     patch_size = 4 if side >= 16 else 2
@@ -81,7 +97,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet110": _resnet(110, "A"),
     "resnet20-b": _resnet(20, "B"),
     "resnet56-b": _resnet(56, "B"),
+    "mobilenetv2": _mobilenet,
     "vit": _vit,
+}
+
+# Name → factory(num_tokens); --arch takes these too, where the data is text.
+LANGUAGE_MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "transformer-xl": TransformerXL,
+    "sru": SRULanguageModel,
+    "lstm": LSTMLanguageModel,
 }
 
 # Name → the (channels, height, width) that the factory assumes when it is told none.
@@ -92,7 +116,7 @@ INPUT_SHAPES: dict[str, Shape] = {
 
 
 def build(name: str, input_shape: Shape | None = None, num_classes: int = 10) -> nn.Module:
-    """A network of the table by its name, for inputs of shape (batch, *input_shape).
+    """A network of the tables by its name, for inputs of shape (batch, *input_shape), or texts of so many tokens.
 
     Raises:
         InputError: no network has this name.
@@ -101,6 +125,8 @@ def build(name: str, input_shape: Shape | None = None, num_classes: int = 10) ->
         >>> build("lenet5", (1, 28, 28)).fc2
         Linear(in_features=500, out_features=10, bias=True)
     """
+    if name in LANGUAGE_MODELS:
+        return LANGUAGE_MODELS[name](num_classes)
     if name not in MODELS:
-        raise InputError(f"no network is called {name!r} ({nearest(name, MODELS)})")
+        raise InputError(f"no network is called {name!r} ({nearest(name, [*MODELS, *LANGUAGE_MODELS])})")
     return MODELS[name](input_shape or INPUT_SHAPES[name], num_classes)

@@ -1,4 +1,4 @@
-"""What follows a cut: nothing, batch-norm recalibration, fine-tuning, rewinding or re-initialisation."""
+"""What follows a cut: nothing, statistics and least squares without training, or training of one kind or another."""
 
 from __future__ import annotations
 
@@ -9,27 +9,41 @@ from torch import nn
 
 from topiarist.errors import InputError, nearest
 from topiarist.recover.base import Recovery, RecoveryContext
+from topiarist.recover.carry import carry_optimizer
 from topiarist.recover.checkpoints import Checkpoints
+from topiarist.recover.compensate import Compensate, compensate
+from topiarist.recover.distil import Distil
 from topiarist.recover.finetune import FineTune
+from topiarist.recover.no_training import NoTraining
 from topiarist.recover.none import NoRecovery
 from topiarist.recover.recalibrate import Recalibrate, recalibrate
 from topiarist.recover.recipe import TrainingRecipe
+from topiarist.recover.reconstruct import Reconstruct, reconstruct
 from topiarist.recover.reinitialize import Reinitialize, reinitialize
 from topiarist.recover.rewind import LRRewind, WeightRewind
+from topiarist.recover.scratch import Scratch
 from topiarist.recover.train import Row, train
 
 __all__ = [
     "Checkpoints",
+    "Compensate",
+    "Distil",
     "FineTune",
     "LRRewind",
     "NoRecovery",
+    "NoTraining",
     "Recalibrate",
+    "Reconstruct",
     "Recovery",
     "RecoveryContext",
     "Reinitialize",
+    "Scratch",
     "TrainingRecipe",
     "WeightRewind",
+    "carry_optimizer",
+    "compensate",
     "recalibrate",
+    "reconstruct",
     "reinitialize",
     "resolve",
     "train",
@@ -43,6 +57,12 @@ NAMES: dict[str, Callable[[], Recovery]] = {
     "rewind": WeightRewind,
     "lr-rewind": LRRewind,
     "reinitialize": Reinitialize,
+    "compensate": Compensate,
+    "reconstruct": Reconstruct,
+    "no-training": NoTraining,
+    "distil": Distil,
+    "scratch-E": Scratch,
+    "scratch-B": lambda: Scratch(equal="compute"),
 }
 
 

@@ -17,7 +17,8 @@ from topiarist.recover.train import Loss, OnStep, Row
 
 @dataclass(frozen=True, eq=False)
 class RecoveryContext:
-    """What a recovery may use: data, loss, the plan just applied, and how the model was trained before.
+    """What a recovery may use: data, loss, the plan just applied, the ``dense`` model that it was made for, and
+    how that was trained.
 
     ``recipe`` and ``checkpoints`` are those of the training that is rewound; ``progress`` is called with every row
     (see `topiarist.recover.train`), the number of steps in all beside it.
@@ -29,6 +30,19 @@ class RecoveryContext:
     checkpoints: Checkpoints | None = None
     progress: OnStep | None = None
     recipe: TrainingRecipe | None = None
+    dense: nn.Module | None = None
+
+    def compared(self, recovery: object) -> tuple[Iterable[Any], nn.Module, Plan | None]:
+        """The data, the dense model and the plan.
+
+        Raises:
+            InputError: the data or the dense model was not given.
+        """
+        if self.data is None or self.dense is None:
+            missing = "data=…" if self.data is None else "the dense=… model"
+            name = type(recovery).__name__
+            raise InputError(f"{name} follows the dense model on data: it needs {missing}; try recover='none'")
+        return self.data, self.dense, self.plan
 
     def training(self, recovery: object) -> tuple[Iterable[Any], Loss]:
         """The data and the loss.

@@ -148,7 +148,7 @@ def _processor() -> str:
 
 def _names(results: Sequence[Result]) -> list[str]:
     """What each network is called: masked or shrunk, and by which structure where there are several."""
-    kinds = ["masked" if result.plan.structure == "weight" else "shrunk" for result in results]
+    kinds = ["masked" if result.plan.structure == "weight" or result.plan.zeroed else "shrunk" for result in results]
     return [
         f"{kind} ({result.plan.structure})" if kinds.count(kind) > 1 else kind
         for kind, result in zip(kinds, results, strict=True)
@@ -164,7 +164,7 @@ def _variant(name: str, read: Mapping[str, float], counted: Measurement, dense: 
         num_nonzero=counted.num_nonzero,
         macs=counted.nonzero_macs,
         bytes_on_disk=counted.bytes_on_disk,
-        theoretical_speedup=None if dense is None else (dense.macs or 0) / max(1, counted.nonzero_macs),
+        theoretical_speedup=dense.macs / max(1, counted.nonzero_macs) if dense is not None and dense.macs else None,
     )
 
 
@@ -177,6 +177,8 @@ def _timed(variant: Variant, raced: Measurement) -> Variant:
 
 def _verdict(variant: Variant, raced: Measurement) -> str:
     """The measurement's own verdict; where zeros are counted as saved, that no dense kernel saves them."""
+    if variant.theoretical_speedup is None:
+        return f"{variant.measured_speedup:.2f}× measured against {variant.baseline}."
     if raced.nonzero_macs > 0.95 * raced.macs:
         return raced.verdict()
     return (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,14 +12,17 @@ from torch import Tensor
 from topiarist.errors import InputError
 from topiarist.plan import Units
 from topiarist.saliency.finite import check_finite
+from topiarist.stats import Need, Statistics
+from topiarist.stats.statistic import name_of
 
 
 @dataclass(frozen=True, eq=False)
 class Slices:
     """The tensors of one set of units, cut into units: row j of each tensor is what unit j has there.
 
-    ``weights`` holds one tensor of shape ``(num units, elements)`` per member that is a parameter; ``gradients`` has
-    the same shapes, and is there for criteria that need it.
+    ``weights`` holds one tensor of shape ``(num units, elements)`` per member that is a parameter. ``stats`` maps what
+    the criterion ``needs`` to what was collected: a tuple of tensors with the shapes of the weights
+    (``stats["gradients"]``), a tensor whose first dimension is the unit, or what else the statistic gives.
 
     Raises:
         InputError: a tensor does not have one row per unit, or gradients do not fit the weights.
@@ -26,7 +30,7 @@ class Slices:
 
     units: Units
     weights: tuple[Tensor, ...]
-    gradients: tuple[Tensor, ...] = ()
+    stats: Mapping[Need, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for tensor in (*self.weights, *self.gradients):
@@ -38,13 +42,21 @@ class Slices:
         if self.gradients and [g.shape for g in self.gradients] != [w.shape for w in self.weights]:
             raise InputError(f"gradients of {self.units.name!r} do not have the shapes of the weights")
 
+    @property
+    def gradients(self) -> tuple[Tensor, ...]:
+        """The mean gradients, with the shapes of the weights; empty where they were not asked for."""
+        return tuple(self.stats.get("gradients", ()))
+
 
 class Saliency(Protocol):
     """The score of units: any callable of this shape will do.
 
     It returns floats of shape ``(num units,)``; low scores go first. It sees no module and changes none of its
-    inputs. What it needs beyond weights it names in ``needs``, a frozenset of names of fields of `Slices`
-    (``"gradients"``); a callable without the attribute needs nothing.
+    inputs. What it needs beyond weights it names in ``needs``, a frozenset of words of `topiarist.stats.words`
+    (``"gradients"``) or of functions that start a `topiarist.stats.Statistic` of one's own; a callable without the
+    attribute needs nothing. ``is_comparable = True`` says that scores of different layers compare as they are, so that
+    a global ranking does not normalize them. See `Compensating` for criteria that also say what becomes of the weights
+    that stay.
     """
 
     def __call__(self, slices: Slices) -> Tensor:
@@ -52,7 +64,24 @@ class Saliency(Protocol):
         ...
 
 
-def needs(criterion: Saliency) -> frozenset[str]:
+@runtime_checkable
+class Compensating(Protocol):
+    """A criterion that makes up for what goes by changing what stays, as Optimal Brain Surgeon does."""
+
+    def compensate(
+        self, weights: Mapping[str, Tensor], removed: Mapping[str, Tensor], stats: Statistics
+    ) -> Mapping[str, Tensor]:
+        """New values of the parameters that change, by name; `topiarist.prune` sets them right after each cut.
+
+        Args:
+            weights: every parameter before this cut; changes none of them.
+            removed: bool of a parameter's shape for each that loses entries, True where one is removed, now or before.
+            stats: what the criterion needs, as collected before the cut.
+        """
+        ...
+
+
+def needs(criterion: Saliency) -> frozenset[Need]:
     """What the criterion needs beyond weights."""
     return frozenset(getattr(criterion, "needs", frozenset()))
 
@@ -60,7 +89,7 @@ def needs(criterion: Saliency) -> frozenset[str]:
 def score(criterion: Saliency, slices: Slices, *, checked: bool = False) -> Tensor:
     """The criterion's scores of these units, checked on the way in and out: floats of shape ``(num units,)``.
 
-    ``checked`` says that weights and gradients are known to be finite.
+    ``checked`` says that weights and statistics are known to be finite.
 
     Raises:
         InputError: weights or gradients are NaN or infinite, what the criterion needs is not there, or it returns
@@ -72,10 +101,11 @@ def score(criterion: Saliency, slices: Slices, *, checked: bool = False) -> Tens
         tensor([2.0000, 0.5000])
     """
     units = slices.units
-    for what, tensors in () if checked else (("weights", slices.weights), ("gradients", slices.gradients)):
-        for place, tensor in enumerate(tensors):
-            check_finite({_tensor_name(units, place, len(tensors)): tensor}, what)
-    missing = [need for need in needs(criterion) if not getattr(slices, need, None)]
+    for what, tensors in () if checked else (("weights", slices.weights), *slices.stats.items()):
+        for place, tensor in enumerate(tensors if isinstance(tensors, tuple) else ()):
+            if isinstance(tensor, Tensor):
+                check_finite({_tensor_name(units, place, len(tensors)): tensor}, str(what))
+    missing = [name_of(need) for need in needs(criterion) if need not in slices.stats]
     if missing and slices.weights:
         raise InputError(f"{criterion} needs {', '.join(missing)} of {units.name!r}; pass data and loss")
     with torch.no_grad():

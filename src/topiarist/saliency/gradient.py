@@ -21,11 +21,12 @@ class Gradient:
     Example:
         >>> from topiarist.plan import Units
         >>> weights, gradients = torch.tensor([[3.0, 1.0], [2.0, 2.0]]), torch.tensor([[-1.0, 1.0], [0.0, 0.5]])
-        >>> Gradient()(Slices(Units("fc", 2, ()), (weights,), (gradients,)))
+        >>> Gradient()(Slices(Units("fc", 2, ()), (weights,), {"gradients": (gradients,)}))
         tensor([4., 1.], dtype=torch.float64)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
+    is_comparable: ClassVar[bool] = True
 
     def __call__(self, slices: Slices) -> Tensor:
         if len(slices.weights) == 1 and slices.weights[0].shape[1] == 1:

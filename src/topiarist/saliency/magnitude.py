@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,14 +19,15 @@ _STEP = 1 << 18  # elements taken to double precision at a time: they stay in th
 
 @dataclass(frozen=True)
 class Magnitude:
-    """The p-norm of all a unit has: s_j = (Σ_m Σ_i |w^m_ji|^p)^(1/p) over its members m and their elements i.
+    """The p-norm of all a unit has: s_j = (Σ_m Σ_i |w^m_ji|^p)^(1/p) over its members m and their elements i; for
+    p = ∞ the largest |w^m_ji|.
 
     For single weights this is |w| (Han et al. 2015); for channels with p = 1 it extends Li et al. 2017 from the
     filter to its whole axis group, as Fang et al. 2023 do for p = 2. Sums run in double precision; a unit without
     weights scores 0.
 
     Raises:
-        InputError: p is neither 1 nor 2.
+        InputError: p is not 1, 2 or infinite.
 
     Example:
         >>> from topiarist.plan import Units
@@ -34,20 +36,23 @@ class Magnitude:
         tensor([5., 1.], dtype=torch.float64)
     """
 
-    p: int = 2
+    p: float = 2
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.p not in (1, 2):
-            raise InputError(f"magnitude is a norm with p = 1 or 2, got {self.p!r}")
+        if self.p not in (1, 2, math.inf):
+            raise InputError(f"magnitude is a norm with p = 1 or 2, or math.inf, got {self.p!r}")
 
     def __call__(self, slices: Slices) -> Tensor:
         if len(slices.weights) == 1 and slices.weights[0].shape[1] == 1:
             return slices.weights[0].detach().abs().flatten()
         total = torch.zeros(slices.units.num, dtype=torch.float64)
         for weight in _joined([weight.detach() for weight in slices.weights]):
-            total = total.to(weight.device) + self._power(weight)
-        return total ** (1 / self.p)
+            if self.p == math.inf:
+                total = torch.maximum(total.to(weight.device), weight.abs().amax(1).double())
+            else:
+                total = total.to(weight.device) + self._power(weight)
+        return total if self.p == math.inf else total ** (1 / self.p)
 
     def _power(self, weight: Tensor) -> Tensor:
         """The p-th power of the norm of each row, in blocks that follow the memory."""

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from topiarist.errors import InputError
-from topiarist.inputs import as_batch, call
-from topiarist.stats.preserve import preserved
+from topiarist.stats.collect import collect
+from topiarist.stats.statistic import Batch, Loss, PerParameter, Subject
+
+
+class Gradients(PerParameter):
+    """The mean over batches of ∂ loss / ∂ w; zeros where the loss does not reach."""
+
+    is_linear: ClassVar[bool] = True
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self._number = 0
+
+    def on_batch(self, batch: Batch) -> None:
+        """Add the gradients of a batch."""
+        for name, gradient in batch.gradients.items():
+            self.values[name] += gradient
+        self._number = batch.number
+
+    def end(self, turn: int) -> None:
+        """From sums to means."""
+        for total in self.values.values():
+            total /= self._number
 
 
 def collect_gradients(
     model: nn.Module,
     data: Iterable[Any],
-    loss: Callable[[Any, Any], Tensor],
+    loss: Loss,
     num_batches: int | None = None,
 ) -> dict[str, Tensor]:
     """The mean over batches of ∂ loss(model(inputs), targets) / ∂ w, for every floating-point parameter w.
@@ -41,6 +59,7 @@ def collect_gradients(
         InputError: there are no batches, a batch is not a pair, or a loss is not one finite number.
 
     Example:
+        >>> import torch
         >>> model = nn.Linear(1, 1, bias=False)
         >>> data = [(torch.tensor([[2.0]]), None), (torch.tensor([[4.0]]), None)]
         >>> collect_gradients(model, data, lambda outputs, targets: outputs.sum())
@@ -48,33 +67,7 @@ def collect_gradients(
     """
     if num_batches is not None and num_batches < 1:
         raise InputError(f"asked for gradients over {num_batches} batches, try 1 or more, or None for all")
-    parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
-    sums = {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in parameters.items()}
-    number = 0
-    with preserved(model), torch.enable_grad():
-        model.eval()
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        if hasattr(data, "set_epoch"):
-            data.set_epoch(0)  # the same batches each time, also where a run was resumed
-        for batch in itertools.islice(data, num_batches):
-            number += 1
-            value = _loss_of(model, batch, loss, number)
-            grads = torch.autograd.grad(value, [*parameters.values()], allow_unused=True)
-            for total, grad in zip(sums.values(), grads, strict=True):
-                if grad is not None:
-                    total += grad
-    if not number:
-        raise InputError("the data yielded no batch; is the loader empty, or an iterator that is used up?")
-    return {name: total.detach() / number for name, total in sums.items()}
-
-
-def _loss_of(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], number: int) -> Tensor:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    inputs, targets = tree_map_only(Tensor, lambda t: t.to(device), as_batch(batch))
-    value = loss(call(model, inputs), targets)
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        raise InputError(f"the loss must be one number that depends on the model's parameters, got {value!r}")
-    if not torch.isfinite(value):
-        raise InputError(f"the loss of batch {number} is {value.item()}; look at the data and at the model's weights")
-    return value.reshape(())
+    subject = Subject(model)
+    gradients = Gradients(subject)
+    collect([gradients], subject, data, loss, num_batches)
+    return gradients.values

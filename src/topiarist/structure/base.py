@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from topiarist.errors import InputError
 from topiarist.graph import Axes
 from topiarist.graph.reasons import FIXED
-from topiarist.plan import Member, Units
+from topiarist.plan import Units
 from topiarist.saliency.base import Slices
+from topiarist.stats import Statistics
+from topiarist.stats.cut import rows_of
 
 
 class Structure(Protocol):
-    """What one unit is."""
+    """What one unit is.
+
+    A structure may also have: ``word``, what recipes and plans call it; ``names_amount = True`` where the structure
+    itself says how much goes when no budget does; and ``protected(axes, units, scores, gone)``, which says by bool
+    tensors ``(num units,)`` per set which units may not go, given scores and what is gone. A physical structure whose
+    units are no indices of axes has ``remaining(axes, units, removed)``, the `Axes` of what is left to pay for, and
+    ``rewriting(axes, units, removed, tensors)``, the fields of the `Plan` that say what goes; with ``settled(axes,
+    units, removed)`` it takes back what does not pay.
+    """
 
     @property
     def is_physical(self) -> bool:
@@ -28,35 +38,18 @@ class Structure(Protocol):
         ...
 
 
-def slices(units: Units, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None) -> Slices:
-    """Cut the parameters of one set of units into units: each member as ``(num units, elements)``."""
-    members = [m for m in units.members if m.tensor in tensors]
-    weights = tuple(_by_unit(tensors[m.tensor], m, units.num) for m in members)
-    if gradients is None:
-        return Slices(units, weights)
-    return Slices(units, weights, tuple(_by_unit(gradients[m.tensor], m, units.num) for m in members))
-
-
-def _by_unit(tensor: Tensor, member: Member, num: int) -> Tensor:
-    """The entries of one tensor, one row a unit: ``(num units, elements)``."""
-    tensor = tensor.detach()
-    if member.dim is None or member.unit is None:
-        return tensor.reshape(num, 1)
-    if len(member.unit) == num and torch.equal(member.unit, torch.arange(num)):  # one a position, as mostly
-        return tensor.movedim(member.dim, 0).reshape(num, -1)
-    positions = torch.argsort(member.unit, stable=True)[int((member.unit < 0).sum()) :]
-    first = int(positions[0]) if len(positions) else 0
-    if torch.equal(positions, torch.arange(first, first + len(positions))):  # in a row, as mostly: no copy of its own
-        part = tensor.narrow(member.dim, first, len(positions))
-    else:
-        part = tensor.index_select(member.dim, positions.to(tensor.device))
-    return torch.unflatten(part, member.dim, (num, -1)).movedim(member.dim, 0).reshape(num, -1)
+def slices(units: Units, tensors: Mapping[str, Tensor], statistics: Statistics | None = None) -> Slices:
+    """Cut the parameters of one set of units, and what was collected about them, into units."""
+    there = replace(units, members=tuple(m for m in units.members if m.tensor in tensors))  # one for each weight
+    return Slices(there, rows_of(units, tensors), {need: s.of(units) for need, s in (statistics or {}).items()})
 
 
 def own_weight(units: Units, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The flattened weight that the units are named after, for thresholds in units of its spread."""
+    """The weight that the units are named after, for rules that go by its spread or shape."""
     name = units.name.partition(":")[0]
-    return tensors[name].detach().flatten()
+    if name not in tensors:
+        raise InputError(f"{units.name!r} has no weight of its own to go by; try structure='weight'")
+    return tensors[name].detach()
 
 
 def require_some(units: list[Units], what: str, axes: Axes) -> list[Units]:

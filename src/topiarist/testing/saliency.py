@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from topiarist.plan import Member, Units
-from topiarist.saliency.base import Saliency, Slices, score
+from topiarist.saliency.base import Saliency, Slices, needs, score
+from topiarist.stats import Need
 
 _NUM = 6
 
@@ -14,7 +20,8 @@ _NUM = 6
 class SaliencyContract:
     """One finite float per unit, whose order follows the units and not their places; inputs stay as they are.
 
-    Set ``equivariant = False`` for a criterion that does not look at the units.
+    Set ``equivariant = False`` for a criterion that does not look at the units. What the criterion needs is drawn at
+    random with the shapes of the weights; override `stats` where it is of another kind.
 
     Example:
         class TestMine(SaliencyContract):
@@ -30,9 +37,20 @@ class SaliencyContract:
         """The criterion under test."""
         raise NotImplementedError("override the fixture `criterion`")
 
+    def stats(self, need: Need, there: Slices, generator: torch.Generator) -> Any:
+        """Something that statistic ``need`` may be for these units; tensors in it have the unit first."""
+        del need
+        return tuple(torch.randn(w.shape, generator=generator, dtype=w.dtype) for w in there.weights)
+
+    def slices(self, criterion: Saliency, widths: tuple[int, ...]) -> Slices:
+        """Random slices with all that the criterion needs."""
+        there, generator = slices(widths), torch.Generator().manual_seed(1)
+        others = sorted(needs(criterion) - {"gradients"}, key=str)
+        return replace(there, stats={**there.stats, **{need: self.stats(need, there, generator) for need in others}})
+
     @pytest.mark.parametrize("widths", [(1,), (4,), (3, 1, 9)])
     def test_one_finite_float_per_unit(self, criterion: Saliency, widths: tuple[int, ...]) -> None:
-        scores = score(criterion, slices(widths))
+        scores = score(criterion, self.slices(criterion, widths))
         assert scores.shape == (_NUM,)
         assert scores.is_floating_point()
         assert torch.isfinite(scores).all()
@@ -42,19 +60,26 @@ class SaliencyContract:
         if not self.equivariant:
             pytest.skip("this criterion does not look at the units")
         order = torch.tensor([3, 0, 5, 1, 4, 2])
-        there = slices(widths)
-        moved = Slices(there.units, tuple(w[order] for w in there.weights), tuple(g[order] for g in there.gradients))
+        there = self.slices(criterion, widths)
+        moved = Slices(there.units, *tree_map_only(Tensor, lambda t: t[order], (there.weights, dict(there.stats))))
         torch.testing.assert_close(score(criterion, moved), score(criterion, there)[order], rtol=1e-12, atol=0)
 
     def test_the_same_twice(self, criterion: Saliency) -> None:
-        assert torch.equal(score(criterion, slices((4, 2))), score(criterion, slices((4, 2))))
+        there = self.slices(criterion, (4, 2))
+        assert torch.equal(score(criterion, there), score(criterion, there))
 
     def test_inputs_and_random_state_stay(self, criterion: Saliency) -> None:
-        there, before, state = slices((4, 2)), slices((4, 2)), torch.get_rng_state()
+        there, before, state = (
+            self.slices(criterion, (4, 2)), self.slices(criterion, (4, 2)), torch.get_rng_state()
+        )  # fmt: skip
         score(criterion, there)
         assert torch.equal(torch.get_rng_state(), state)
-        for tensor, copy in zip(there.weights + there.gradients, before.weights + before.gradients, strict=True):
+        for tensor, copy in zip(_tensors(there), _tensors(before), strict=True):
             assert torch.equal(tensor, copy)
+
+
+def _tensors(there: Slices) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten((there.weights, dict(there.stats)))[0] if isinstance(leaf, Tensor)]
 
 
 def slices(widths: tuple[int, ...], seed: int = 0) -> Slices:
@@ -63,4 +88,4 @@ def slices(widths: tuple[int, ...], seed: int = 0) -> Slices:
     draws = [torch.randn(2, _NUM, width, generator=generator, dtype=torch.float64) for width in widths]
     members = tuple(Member(f"layer{i}.weight", 0, torch.arange(_NUM)) for i in range(len(widths)))
     units = Units("layer0.out", _NUM, members, "layer0", "Linear")
-    return Slices(units, tuple(d[0] for d in draws), tuple(d[1] for d in draws))
+    return Slices(units, tuple(d[0] for d in draws), {"gradients": tuple(d[1] for d in draws)})

@@ -23,6 +23,8 @@ def _affine(trace: Trace, axes: Sequence[Axis], operands: Sequence[Tensor | None
         if operand is not None and operand.dim() == len(axes):
             for a, b in zip(axes, trace[operand].axes, strict=True):
                 trace.unify(a, b, operator)
+    if operands[0] is not None:
+        trace.scaled(operands[0])
     return operands[0] is not None and all(o is None or all(trace[o].zero) for o in operands[:2])
 
 

@@ -1,0 +1,22 @@
+"""Published systems, each a short composition of the other rooms: ``topiarist.methods.<name>(model, inputs, …)``."""
+
+from topiarist.methods.base import METHODS, Method, method, resolve
+from topiarist.methods.cost_complexity import cost_complexity
+from topiarist.methods.gradient_magnitude import gradient_magnitude
+from topiarist.methods.lottery_ticket import lottery_ticket
+from topiarist.methods.magnitude import magnitude
+from topiarist.methods.random_pruning import random_pruning
+from topiarist.methods.reduced_error import reduced_error
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "cost_complexity",
+    "gradient_magnitude",
+    "lottery_ticket",
+    "magnitude",
+    "method",
+    "random_pruning",
+    "reduced_error",
+    "resolve",
+]

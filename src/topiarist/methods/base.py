@@ -1,0 +1,87 @@
+"""What a method is: a published system as a short composition of the rooms, and what there is to say of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from topiarist.errors import InputError, nearest
+from topiarist.pruning import PruneResult
+
+Run = Callable[..., PruneResult]
+R = TypeVar("R", bound=Run)
+
+NEEDS = ("data", "gradients", "training")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A published system: ``run(model, example_inputs, budget=…, data=…, loss=…, …)``, and what there is to say of it.
+
+    Args:
+        name: its word in recipes and on the command line.
+        paper: who, when and what.
+        structure: what one unit is, in the words of `topiarist.structure`.
+        needs: of ``"data"``, ``"gradients"`` and ``"training"`` those it cannot do without.
+        when: ``"before"``, ``"during"`` or ``"after"`` training.
+        headline: the figure that the paper is known for, with its source where it is not the paper.
+    """
+
+    name: str
+    paper: str
+    structure: str
+    needs: tuple[str, ...]
+    when: str
+    headline: str
+    run: Run
+
+    @property
+    def summary(self) -> str:
+        """The idea in one sentence."""
+        return (inspect.getdoc(self.run) or "").partition("\n")[0]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What can be said beyond the arguments of `topiarist.prune`: the method's own options and their defaults."""
+        parameters = inspect.signature(self.run).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(
+    *, paper: str, structure: str, headline: str, needs: tuple[str, ...] = (), when: str = "after"
+) -> Callable[[R], R]:
+    """List a function among `METHODS`, by its name with hyphens for underscores; the function stays what it is.
+
+    Raises:
+        InputError: a need that is not one of `NEEDS`.
+    """
+    for need in needs:
+        if need not in NEEDS:
+            raise InputError(f"a method needs {', '.join(NEEDS)}, got {need!r}")
+
+    def decorate(run: R) -> R:
+        name = run.__name__.replace("_", "-")
+        METHODS[name] = Method(name, paper, structure, needs, when, headline, run)
+        return run
+
+    return decorate
+
+
+def resolve(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        InputError: there is none.
+
+    Example:
+        >>> resolve("magnitude").structure
+        'weight'
+    """
+    if name not in METHODS:
+        raise InputError(f"no method is called {name!r} ({nearest(name, METHODS)})")
+    return METHODS[name]

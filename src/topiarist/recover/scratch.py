@@ -1,0 +1,121 @@
+"""Training the pruned architecture from scratch: the control that every pruning is measured by (Liu et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from topiarist.errors import InputError
+from topiarist.mask.attach import reapply
+from topiarist.plan import Plan, Slice
+from topiarist.recover.base import RecoveryContext
+from topiarist.recover.recipe import TrainingRecipe
+from topiarist.recover.reinitialize import reinitialize
+from topiarist.recover.train import Row, device_of, train
+from topiarist.shrink import shrink
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Fresh weights of the *small* architecture, then the recipe: for as many epochs (scratch-E), or as much compute.
+
+    With ``equal="compute"`` (scratch-B) epochs are int(E / m), where m is the fraction of multiply–accumulates that is
+    left, at most ``cap`` · E (2 on ImageNet, where the control was proposed). Milestones stretch alike. Weights are
+    drawn as the small layers draw them; for single weights from N(0, 2 / n) with n non-zeros for each input channel.
+
+    Raises:
+        InputError: no data, loss or recipe, an unknown ``equal``, or a plan that does not say what is left.
+    """
+
+    equal: str = "epochs"
+    cap: float | None = None
+    seed: int = 0
+    recipe: TrainingRecipe | None = None
+
+    def __post_init__(self) -> None:
+        if self.equal not in ("epochs", "compute"):
+            raise InputError(f"scratch is equal in 'epochs' (E) or in 'compute' (B), got {self.equal!r}")
+
+    def __call__(self, model: nn.Module, context: RecoveryContext) -> list[Row]:
+        """Draw new weights and train ``model`` in place."""
+        data, loss = context.training(self)
+        recipe = context.original(self, self.recipe)
+        if self.equal == "compute":
+            left = None if context.plan is None else context.plan.achieved.get("macs")
+            if not left:
+                raise InputError(
+                    "scratch-B needs a plan that says which fraction of the MACs is left (achieved['macs'])"
+                )
+            recipe = stretched(recipe, 1 / left, self.cap)
+        draw(model, context.plan, self.seed)
+        return train(model, data, loss, recipe, on_step=context.progress)
+
+
+def stretched(recipe: TrainingRecipe, ratio: float, cap: float | None = None) -> TrainingRecipe:
+    """The recipe over int(epochs · min(ratio, cap)) epochs, its milestones moved in proportion.
+
+    Example:
+        >>> recipe = TrainingRecipe(160, 0.1, lr_schedule=("step", (80, 120), 0.1))
+        >>> longer = stretched(recipe, 1.38)
+        >>> longer.epochs, longer.lr_schedule
+        (220, ('step', (110.0, 165.0), 0.1))
+    """
+    epochs = int(recipe.epochs * (ratio if cap is None else min(ratio, cap)))
+    schedule: Any = recipe.lr_schedule
+    if not isinstance(schedule, str) and not callable(schedule):
+        name, milestones, gamma = schedule
+        schedule = (name, tuple(m * epochs / recipe.epochs for m in milestones), gamma)
+    return replace(recipe, epochs=epochs, lr_schedule=schedule)
+
+
+@torch.no_grad()
+def draw(model: nn.Module, plan: Plan | None, seed: int = 0) -> None:
+    """Draw the weights of ``model``, masked by ``plan``, as the smaller architecture would; in place.
+
+    Raises:
+        InputError: a parameter that no ``reset_parameters`` covers (nothing is changed).
+    """
+    if plan is None or plan.structure == "weight":
+        reinitialize(model, seed)
+        if plan is not None:
+            _scaled(model, plan, seed)
+    else:
+        small = shrink(model, plan)
+        reinitialize(small, seed)
+        _embed(model, small, plan.slices)
+    reapply(model)
+
+
+def _scaled(model: nn.Module, plan: Plan, seed: int) -> None:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    generator = torch.Generator().manual_seed(seed)
+    for name, removed in plan.removed.items():
+        weight = parameters[name]
+        if weight.dim() > 1:
+            num = max(1.0, int((~removed).sum()) / weight.shape[1])
+            weight.copy_(torch.randn(weight.shape, generator=generator) * (2 / num) ** 0.5)
+
+
+def _embed(model: nn.Module, small: nn.Module, slices: Mapping[str, tuple[Slice, ...]]) -> None:
+    """Write the tensors of the smaller model to where they were cut from; what was removed is zero."""
+    inner = _held(small)
+    for name, tensor in _held(model).items():
+        value, index = inner[name], [torch.arange(n, device=tensor.device) for n in tensor.shape]
+        for piece in slices.get(name, ()):
+            kept = ~piece.removed.to(tensor.device)
+            index[piece.dim] = index[piece.dim][kept[index[piece.dim]]]
+        if tensor.shape == value.shape:
+            tensor.copy_(value)
+        else:
+            if tensor.is_floating_point() and not name.endswith("running_var"):
+                tensor.zero_()
+            tensor[torch.meshgrid(*index, indexing="ij")] = value.to(device_of(model))
+
+
+def _held(model: nn.Module) -> dict[str, Tensor]:
+    held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: tensor.detach() for name, tensor in held}
