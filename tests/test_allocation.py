@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from topiarist.allocation import (
     Candidates,
     Cell,
+    ErdosRenyi,
     Global,
+    Isomorphic,
+    Lamp,
+    Owl,
     PerLayer,
     Sensitivity,
     SensitivityTable,
@@ -24,6 +28,7 @@ from topiarist.allocation import (
     fit,
     resolve,
 )
+from topiarist.allocation.normalize import NORMALIZATIONS
 from topiarist.errors import BudgetError, InputError
 from topiarist.plan import Budget, Member, Units
 from topiarist.testing.selection import lowest
@@ -63,7 +68,10 @@ def equal_loss(candidates):
 
 
 def with_budget(candidates):
-    return [Uniform(), Global(), Global("none"), Global("mean"), equal_loss(candidates)]
+    return [
+        Uniform(), *(Global(how) for how in ("auto", *NORMALIZATIONS)), equal_loss(candidates), ErdosRenyi(), Lamp(),
+        Owl(2.0, 0.2), Owl(by="layer"), Isomorphic(), Isomorphic("gaussian"),
+    ]  # fmt: skip
 
 
 def with_amounts(candidates):

@@ -25,7 +25,7 @@ ROOMS = """
     errors plan inputs outputs data models
     graph stats saliency structure allocation schedule
     mask shrink recover io measure
-    planning journal pruning methods report testing
+    planning journal pruning pruner methods report testing
     cli
 """
 PIPELINE = ROOMS.split()
@@ -178,6 +178,8 @@ def undocumented(tree: ast.Module) -> Iterator[str]:
 
 
 def public(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    if any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in node.decorator_list):
+        return False  # what is overloaded is said once
     return not node.name.startswith("_") and node.name not in ("forward", "extra_repr")
 
 

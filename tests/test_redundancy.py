@@ -162,7 +162,7 @@ def test_pairs_are_those_of_brute_force(seed, num):
     assert [(m.gone, m.cost) for m in merges] == [(u, cost) for u, _, cost in brute(distance, matters, ties)]
     for merge in merges[:-1]:
         assert distance[merge.gone, merge.kept] * matters[merge.gone] == merge.cost
-    scores = in_order(merges, num)
+    scores = in_order([m.gone for m in merges], [m.cost for m in merges])
     assert scores.argsort(stable=True).tolist() == [m.gone for m in merges]
 
 
@@ -332,3 +332,29 @@ def test_merges_go_on_over_several_steps():
 @pytest.mark.parametrize("word", ["fpgm", "cosine", "similar", "correlation"])
 def test_words(word):
     assert callable(resolve(word))
+
+
+def test_merging_beats_deletion_on_a_trained_net():
+    """Both hidden layers, no data, no training: by 2 points at one half, by 10 at three quarters."""
+    from sklearn.datasets import load_digits
+
+    images, labels = (torch.tensor(a) for a in load_digits(return_X_y=True))
+    images = images.float() / 16
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(60):
+        nn.functional.cross_entropy(model(images[:1400]), labels[:1400]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def accuracy(saliency, sparsity):
+        result = topiarist.prune(
+            model, images[:1], structure="channel", saliency=saliency, allocation="uniform",
+            budget=BUDGET(sparsity=sparsity),
+        )  # fmt: skip
+        return 100 * float((result.model(images[1400:]).argmax(1) == labels[1400:]).double().mean())
+
+    found = {s: (accuracy("similar", s), accuracy("l2", s)) for s in (0.5, 0.75)}
+    assert found[0.5][0] >= found[0.5][1] + 2
+    assert found[0.75][0] >= found[0.75][1] + 10

@@ -31,12 +31,25 @@ PAGES = Path(__file__).parents[1] / "benchmarks" / "results"
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("step", [1, 7, 1 << 18])
-def test_norms_in_blocks(p: int, dim: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norms_in_blocks(p: int, dim: int, step: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("topiarist.saliency.magnitude._STEP", step)
-    weight = torch.randn(6, 5, 3)
-    unit = torch.arange(weight.shape[dim])
+    weight = torch.randn(6, 5, 3, dtype=dtype)
+    unit, before = torch.arange(weight.shape[dim]), weight.clone()
     found = Magnitude(p)(slices(Units("w", len(unit), (Member("w", dim, unit),)), {"w": weight}))
     rows = np.moveaxis(weight.double().numpy(), dim, 0).reshape(len(unit), -1)
+    torch.testing.assert_close(found, torch.from_numpy((np.abs(rows) ** p).sum(1) ** (1 / p)), rtol=1e-14, atol=0)
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_norms_of_several_tensors(p: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones are taken together, those of another dtype apart, the large ones alone."""
+    monkeypatch.setattr("topiarist.saliency.magnitude._SMALL", 12)
+    tensors = {"a": torch.randn(4, 3), "b": torch.randn(4), "c": torch.randn(4).double(), "d": torch.randn(4, 5)}
+    members = tuple(Member(name, 0, torch.arange(4)) for name in tensors)
+    found = Magnitude(p)(slices(Units("a", 4, members), tensors))
+    rows = np.concatenate([t.double().numpy().reshape(4, -1) for t in tensors.values()], axis=1)
     torch.testing.assert_close(found, torch.from_numpy((np.abs(rows) ** p).sum(1) ** (1 / p)), rtol=1e-14, atol=0)
 
 

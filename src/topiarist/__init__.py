@@ -8,6 +8,7 @@ from topiarist.mask import mask, unmask
 from topiarist.measure import measure
 from topiarist.plan import Budget, Plan
 from topiarist.planning import plan, sensitivity
+from topiarist.pruner import Pruner
 from topiarist.pruning import PruneResult, prune
 from topiarist.shrink import shrink, verify
 
@@ -16,6 +17,7 @@ __all__ = [
     "Budget",
     "Plan",
     "PruneResult",
+    "Pruner",
     "TopiaristError",
     "allocation",
     "data",

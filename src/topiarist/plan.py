@@ -8,7 +8,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -20,7 +20,12 @@ from topiarist.errors import FormatError, InputError, nearest
 
 PLAN_FORMAT = "topiarist-plan"
 PLAN_VERSION = 1
+_LATER = ("zeroed",)  # parts of the decision that only some structures have: left out where there are none
 _LONGEST_INDEX_LIST = 4096  # longer selections are stored as packed bits
+
+
+EXECUTORS = ("eager", "compiled", "onnxruntime")
+_FRACTIONS = ("macs", "params", "bytes", "peak_memory")  # of what the whole model has, that which remains
 
 
 @dataclass(frozen=True)
@@ -28,16 +33,23 @@ class Budget:
     """The target of a pruning run, in exactly one unit.
 
     ``sparsity`` is the fraction of prunable units *removed*; ``compression`` is original size / remaining size over
-    all parameters (Blalock et al. 2020); ``macs``, ``params`` and ``bytes`` are the fraction that *remains*.
+    all parameters (Blalock et al. 2020); ``macs``, ``params``, ``bytes`` and ``peak_memory`` (of the activations of one
+    forward pass, `topiarist.measure.peak_activation_bytes`) are the fraction that *remains*. ``latency_ms`` is an
+    absolute ceiling on the milliseconds of one forward pass on ``device`` (that of the model unless given), for
+    ``batch`` examples (those of the example inputs unless given), run by ``executor``: ``"eager"``, ``"compiled"``
+    (torch.compile) or ``"onnxruntime"``. ``dense_ms`` is what the whole model takes there; it is measured where it is
+    not given, and turns the ceiling into a fraction.
 
     Raises:
-        InputError: not exactly one unit is given, or its value is outside its range.
+        InputError: not exactly one unit is given, its value is outside its range, or the executor is not known.
 
     Example:
         >>> Budget(macs=0.5)
         Budget(macs=0.5)  # keeps 0.5 of the macs
         >>> Budget(compression=4).removed
         0.75
+        >>> Budget(latency_ms=3.5, batch=64)
+        Budget(latency_ms=3.5, batch=64)  # at most 3.5 ms a call, eager
     """
 
     sparsity: float | None = None
@@ -45,6 +57,13 @@ class Budget:
     macs: float | None = None
     params: float | None = None
     bytes: float | None = None
+    peak_memory: float | None = None
+    latency_ms: float | None = None
+    _: KW_ONLY
+    device: str | None = None
+    batch: int | None = None
+    executor: str = "eager"
+    dense_ms: float | None = None
 
     def __post_init__(self) -> None:
         given = {k: v for k, v in self._values().items() if v is not None}
@@ -52,22 +71,35 @@ class Budget:
             raise InputError(
                 f"a budget has exactly one unit, got {given or 'none'}; try Budget(sparsity=0.9) or Budget(macs=0.5)"
             )
-        low, high = (1.0, math.inf) if self.unit == "compression" else (0.0, 1.0)
+        low, high = {"compression": (1.0, math.inf), "latency_ms": (0.0, math.inf)}.get(self.unit, (0.0, 1.0))
         if not (low <= self.value <= high and math.isfinite(self.value)):
             raise InputError(f"{self.unit} must lie in [{low:g}, {high:g}] and be finite, got {self.value!r}")
+        if self.executor not in EXECUTORS:
+            raise InputError(f"no executor is called {self.executor!r} ({nearest(self.executor, EXECUTORS)})")
+        if self.unit != "latency_ms" and self._conditions():
+            said = ", ".join(self._conditions())
+            raise InputError(f"{said} says how latency_ms is measured, the budget is one of {self.unit}")
+        if self.batch is not None and self.batch < 1:
+            raise InputError(f"a batch holds 1 example or more, got {self.batch!r}")
 
     def _values(self) -> dict[str, float | None]:
         return {
             "sparsity": self.sparsity,
             "compression": self.compression,
-            "macs": self.macs,
-            "params": self.params,
-            "bytes": self.bytes,
+            **{unit: getattr(self, unit) for unit in _FRACTIONS},
+            "latency_ms": self.latency_ms,
         }
+
+    def _conditions(self) -> dict[str, object]:
+        """What is said of how a latency is measured."""
+        found: dict[str, object] = {"device": self.device, "batch": self.batch, "dense_ms": self.dense_ms}
+        given = {name: value for name, value in found.items() if value is not None}
+        return given if self.executor == "eager" else {**given, "executor": self.executor}
 
     @property
     def unit(self) -> str:
-        """The unit that is set: ``"sparsity"``, ``"compression"``, ``"macs"``, ``"params"`` or ``"bytes"``."""
+        """The unit that is set: ``"sparsity"``, ``"compression"``, ``"macs"``, ``"params"``, ``"bytes"``,
+        ``"peak_memory"`` or ``"latency_ms"``."""
         return next(k for k, v in self._values().items() if v is not None)
 
     @property
@@ -78,9 +110,23 @@ class Budget:
     @property
     def removed(self) -> float:
         """The fraction to remove, whatever the unit: sparsity s, 1 − 1/compression, or 1 − fraction kept."""
+        return max(0.0, self.removed_at(self.value))
+
+    def removed_at(self, value: float) -> float:
+        """The fraction that is removed where the budget's unit has this value.
+
+        Raises:
+            InputError: of a latency, where it is not known what the whole model takes.
+
+        Example:
+            >>> Budget(macs=0.5).removed_at(0.75), Budget(latency_ms=1, dense_ms=4).removed_at(3)
+            (0.25, 0.25)
+        """
         if self.unit == "sparsity":
-            return self.value
-        return 1 - 1 / self.value if self.unit == "compression" else 1 - self.value
+            return value
+        if self.unit == "compression":
+            return 1 - 1 / value
+        return 1 - value / self._whole()
 
     def with_removed(self, removed: float) -> Budget:
         """The same unit with another fraction removed, as a schedule asks for on its way to the target."""
@@ -88,14 +134,24 @@ class Budget:
             return Budget(sparsity=removed)
         if self.unit == "compression":
             return Budget(compression=1 / (1 - removed))
-        return Budget(**{self.unit: 1 - removed})
+        return replace(self, **{self.unit: (1 - removed) * self._whole()})  # type: ignore[arg-type]
+
+    def _whole(self) -> float:
+        if self.unit != "latency_ms":
+            return 1.0
+        if self.dense_ms is None:
+            raise InputError("a latency is no fraction before the whole model is timed; give dense_ms to make it one")
+        return self.dense_ms
 
     def __repr__(self) -> str:
         meaning = {
             "sparsity": f"removes {self.value:g} of the prunable units",
             "compression": "original size / remaining size",
-        }.get(self.unit, f"keeps {self.value:g} of the {self.unit}")
-        return f"Budget({self.unit}={self.value:g})  # {meaning}"
+            "latency_ms": f"at most {self.value:g} ms a call, {self.executor}",
+        }.get(self.unit, f"keeps {self.value:g} of the {self.unit.replace('_', ' ')}")
+        said = {k: f"{v:g}" if isinstance(v, float) else repr(v) for k, v in self._conditions().items()}
+        arguments = ", ".join(f"{k}={v}" for k, v in {self.unit: f"{self.value:g}", **said}.items())
+        return f"Budget({arguments})  # {meaning}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +159,11 @@ class Member:
     """Where one set of units lives in one tensor of the model.
 
     ``dim`` is the tensor dimension that the units index, ``unit`` maps each position along it to a unit
-    (int64 of shape ``(size of dim,)``, −1 where no unit of this set lives). ``dim`` is ``None`` where every single
-    entry is a unit of its own, in row-major order. ``side`` is ``"in"`` where activations are multiplied by the tensor
-    and summed over ``dim``: the tensor consumes the units; ``"out"`` where they are summed over another dimension: the
-    tensor makes the units; ``""`` where neither: biases, norms, tables.
+    (int64 of shape ``(size of dim,)``, −1 where no unit of this set lives). Where units are entries, ``dim`` is
+    ``None`` and ``unit`` maps the entries in row-major order (``(num entries,)``), or is ``None`` as well where every
+    single entry is a unit of its own. ``side`` is ``"in"`` where activations are multiplied by the tensor and summed
+    over ``dim``: the tensor consumes the units; ``"out"`` where they are summed over another dimension: the tensor
+    makes the units; ``""`` where neither: biases, norms, tables.
     """
 
     tensor: str
@@ -150,10 +207,12 @@ class Plan:
     """Which units go: a frozen, comparable value with a digest, stored as JSON.
 
     ``removed`` maps each set of units to a bool tensor of shape ``(num units,)``, True where the unit goes.
-    ``slices`` maps tensor names to the positions that leave their dimensions (empty for ``structure="weight"``);
-    ``attributes`` maps dotted paths (``"blocks.0.attn.num_heads"``) to the sizes that follow. ``inexact`` names the
-    cut axes for which removing cannot equal zeroing, with the operator that makes it so. ``requested`` and
-    ``achieved`` are in the words of `Budget`, and in units and fractions.
+    ``zeroed`` maps parameters to the entries that become zero, in row-major order, for structures whose units are sets
+    of entries (for ``structure="weight"`` the units are the entries, and ``removed`` says it). ``slices`` maps tensor
+    names to the positions that leave their dimensions (empty for structures that zero entries); ``attributes`` maps
+    dotted paths (``"blocks.0.attn.num_heads"``) to the sizes that follow. ``inexact`` names the cut axes for which
+    removing cannot equal zeroing, with the operator that makes it so. ``requested`` and ``achieved`` are in the words
+    of `Budget`, and in units and fractions; ``notes`` say what there is to say of them.
 
     Example:
         >>> plan = Plan("weight", {"weight": torch.tensor([True, False])})
@@ -168,9 +227,11 @@ class Plan:
     inexact: Mapping[str, str] = field(default_factory=dict)
     requested: Mapping[str, float] = field(default_factory=dict)
     achieved: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    zeroed: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("removed", "slices", "attributes", "inexact", "requested", "achieved"):
+        for name in ("removed", "slices", "attributes", "inexact", "requested", "achieved", "zeroed"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
@@ -185,8 +246,9 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the decision (structure, removed units, slices, attributes), in hexadecimal."""
-        decision = {k: self._json()[k] for k in ("structure", "removed", "slices", "attributes")}
+        """SHA-256 over the decision (structure, removed units, slices, attributes, …), in hexadecimal."""
+        said = self._json()
+        decision = {k: said[k] for k in ("structure", "removed", "slices", "attributes", *_LATER) if k in said}
         return hashlib.sha256(json.dumps(decision, sort_keys=True).encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -207,7 +269,7 @@ class Plan:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         others = _buffers_and_attributes(model)
         masks: dict[str, Tensor] = {}
-        for name, removed in self.removed.items() if self.structure == "weight" else ():
+        for name, removed in (self.removed if self.structure == "weight" else self.zeroed).items():
             parameter = _find(name, parameters)
             if parameter.numel() != removed.numel():
                 raise InputError(f"{name} has {parameter.numel()} entries, the plan was made for {removed.numel()}")
@@ -244,6 +306,8 @@ class Plan:
             "inexact": dict(self.inexact),
             "requested": dict(self.requested),
             "achieved": dict(self.achieved),
+            **({"notes": list(self.notes)} if self.notes else {}),
+            **({"zeroed": {k: _encode(v) for k, v in self.zeroed.items()}} if self.zeroed else {}),
         }
 
     @classmethod
@@ -268,6 +332,8 @@ class Plan:
                 inexact=raw["inexact"],
                 requested=raw["requested"],
                 achieved=raw["achieved"],
+                notes=tuple(str(note) for note in raw.get("notes", ())),
+                zeroed={k: _decode(v) for k, v in raw.get("zeroed", {}).items()},
             )
         except FormatError:
             raise

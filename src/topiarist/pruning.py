@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from topiarist import recover as recoveries
 from topiarist import saliency as saliencies
 from topiarist import schedule as schedules
 from topiarist import structure as structures
-from topiarist.allocation import Allocation
+from topiarist.allocation import Allocation, Candidates, fit
+from topiarist.allocation.base import needs_scores, share
+from topiarist.allocation.least import MinUnits
 from topiarist.errors import InputError, ShrinkError
 from topiarist.journal import Journal, Progress
 from topiarist.mask import mask, unmask
@@ -23,12 +25,14 @@ from topiarist.mask.attach import reapply
 from topiarist.plan import Budget, Plan
 from topiarist.planning import Evaluate, Loss, Planner
 from topiarist.recover import Checkpoints, Recovery, RecoveryContext, TrainingRecipe
-from topiarist.saliency import Compensating, Saliency, check_finite
-from topiarist.schedule import Schedule
+from topiarist.saliency import Compensating, Random, Saliency, check_finite
+from topiarist.schedule import PerLayer, Schedule, may_fall
 from topiarist.shrink import Verification, shrink, verify
 from topiarist.stats import Statistics
 from topiarist.structure import Structure
 from topiarist.structure.base import parameters_of
+
+TIMES = "latency.json"  # in the folder of a run
 
 OnStep = Callable[[Mapping[str, float]], None]
 
@@ -62,15 +66,17 @@ def prune(
     saliency: str | Saliency = "l2",
     allocation: str | Mapping[str, float] | Allocation = "global",
     budget: Budget | None = None,
-    schedule: str | Schedule = "one-shot",
+    schedule: str | Schedule | Mapping[str, str | Schedule] = "one-shot",
     steps: int | None = None,
     recover: str | Recovery = "none",
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     evaluate: Evaluate | None = None,
     keep: Sequence[str] = (),
+    min_units: MinUnits | None = None,
     round_to: int | Literal["auto"] | None = None,
     uniform: str | None = None,
+    sequential: bool = False,
     recipe: TrainingRecipe | None = None,
     checkpoints: Checkpoints | None = None,
     folder: str | Path | None = None,
@@ -81,18 +87,23 @@ def prune(
     ``model`` is left as it is. Arguments not listed are those of `topiarist.plan`.
 
     Args:
-        schedule: how much at which step: ``"one-shot"``, ``"linear"``, ``"cubic"``, ``"exponential"``,
-            ``"constant-fraction"`` or a function ``(progress, final) -> fraction removed``.
+        schedule: how much at which step: ``"one-shot"``, ``"linear"``, ``"cubic"``, ``"cosine"``, ``"exponential"``,
+            ``"constant-fraction"``, ``"one-cycle"``, ``"movement"``, ``"dense-sparse-dense"``, a function
+            ``(progress, final) -> fraction removed``, or a dict of them by layer name pattern or type.
         steps: how many pruning steps; defaults to what the schedule itself asks for, else 1.
         recover: what follows each cut: ``"none"``, ``"fine-tune"``, ``"recalibrate"``, ``"rewind"``, ``"lr-rewind"``,
             ``"reinitialize"`` or an object such as ``FineTune(epochs=2)``.
         data: batches ``(inputs, targets)``, for criteria that need gradients and for recovery.
+        sequential: cut one set of units after the other, from the input on, each scored on what those before it have
+            left, with a pass over ``data`` each; statistics are those of one set at a time. Without, all see the whole
+            model.
         loss: maps outputs and targets to a scalar.
         evaluate: called on the model after each step; what it returns (``{"accuracy": …}``) joins the curve.
         recipe: how the model was trained, for recoveries that replay it.
         checkpoints: states of that training, for recoveries that rewind to one.
         folder: where each completed step is saved; the same call goes on after the last one.
-        on_step: called with every row of training and of the curve.
+        on_step: called with every row of training and of the curve, and with ``timing`` and ``num_timings`` while parts
+            are timed for a budget of ``latency_ms``.
 
     Raises:
         InputError: an argument cannot be used, or ``folder`` holds another run.
@@ -106,10 +117,15 @@ def prune(
         >>> result.model[0].out_features, result.verification.passed
         (4, True)
     """
-    planner = _sound_planner(
-        Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform), example_inputs
+    planner = sound_planner(
+        Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform, min_units),
+        example_inputs,
     )
     criterion = saliencies.resolve(saliency)
+    described = repr(budget)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    planner, budget = planner.timed(budget, None if folder is None else Path(folder) / TIMES, _timing(on_step))
     run = _Run(
         planner=planner,
         saliency=criterion,
@@ -119,9 +135,10 @@ def prune(
         context=RecoveryContext(data=data, loss=loss, checkpoints=checkpoints, recipe=recipe, dense=model),
         evaluate=evaluate,
         on_step=on_step,
+        sequential=sequential,
     )
     num_steps = _num_steps(steps, run.schedule, budget)
-    journal = Journal.open(folder, model, run.describe(budget, num_steps))
+    journal = Journal.open(folder, model, run.describe(described, num_steps))
     work, progress = run.loop(copy.deepcopy(model), budget, num_steps, journal)
     plan, checked = progress.plan, None
     if plan is None:
@@ -142,13 +159,14 @@ class _Run:
     planner: Planner
     saliency: Saliency
     allocation: Allocation
-    schedule: Schedule
+    schedule: Schedule | PerLayer
     recover: Recovery
     context: RecoveryContext
     evaluate: Evaluate | None
     on_step: OnStep | None
+    sequential: bool = False
 
-    def describe(self, budget: Budget | None, num_steps: int) -> dict[str, Any]:
+    def describe(self, budget: str, num_steps: int) -> dict[str, Any]:
         """What makes two calls the same run; objects are told apart by their repr."""
         return {
             "structure": repr(self.planner.structure),
@@ -156,9 +174,11 @@ class _Run:
             "allocation": _describe(self.allocation),
             "schedule": _describe(self.schedule),
             "recover": _describe(self.recover),
-            "budget": repr(budget),
+            "budget": budget,
             "keep": list(self.planner.keep),
             "num_steps": num_steps,
+            **({"sequential": True} if self.sequential else {}),
+            **({} if self.planner.min_units is None else {"min_units": repr(self.planner.min_units)}),
             **({} if self.planner.axes.blueprint is None else {"uniform": self.planner.axes.blueprint.name}),
         }
 
@@ -169,11 +189,17 @@ class _Run:
         work, progress = journal.resume(work)
         for step in range(len(progress.curve) + 1, num_steps + 1):
             planner = replace(self.planner, model=work)
-            target = budget and budget.with_removed(self.schedule(step / num_steps, budget.removed))
-            gone = dict(progress.plan.removed) if progress.plan is not None else {}
-            stats = planner.collect(self.saliency, self.context.data, self.context.loss)
-            plan = planner.plan(self.saliency, self.allocation, target, gone=gone, stats=stats)
-            self._cut(work, plan, stats)
+            amounts_by = self._amounts_by()
+            before = progress.plan.masks(work) if progress.plan is not None else {}
+            stats = planner.collect(amounts_by, self.context.data, self.context.loss, before)
+            way = self.schedule, step / num_steps, progress.plan
+            plan = plan_at(planner, amounts_by, self.allocation, budget, *way, stats=stats)
+            if may_fall(self.schedule):
+                unmask(work, restore=False)  # what comes back does so as zero
+            if self.sequential:
+                plan = self._cut_in_turn(planner, plan, progress.plan)
+            else:
+                self._cut(work, plan, stats)
             rows = self.recover(
                 work, replace(self.context, plan=plan, progress=self._training_progress(step, num_steps))
             )
@@ -189,6 +215,29 @@ class _Run:
             if self.on_step is not None:
                 self.on_step(row)
         return work, progress
+
+    def _amounts_by(self) -> Saliency:
+        """The criterion that says how much goes of each set: any will do where the allocation does not look at scores,
+        and one without statistics spares the memory of those of all sets at once."""
+        return self.saliency if not self.sequential or needs_scores(self.allocation) else Random()
+
+    def _cut_in_turn(self, planner: Planner, amounts: Plan, before: Plan | None) -> Plan:
+        """Cut one set of units after the other, the first to run first, each scored on what those before it leave; of
+        each goes what ``amounts`` says."""
+        gone = {} if before is None or may_fall(self.schedule) else before.removed
+        removed = {u.name: gone.get(u.name, torch.zeros(u.num, dtype=torch.bool)) for u in planner.units}
+        plan = amounts
+        for units in sorted(planner.units, key=lambda u: planner.axes.depths.get(u.layer, 0)):
+            if units.step:
+                raise InputError(f"sets of units go in turn, {units.name!r} go with others; try sequential=False")
+            alone = {u.name: "it is another's turn" for u in planner.units if u is not units}
+            one = replace(planner, excluded={**planner.excluded, **alone})
+            stats = one.collect(self.saliency, self.context.data, self.context.loss)
+            candidates = one.candidates(self.saliency, None, None, gone, stats)
+            removed[units.name] = candidates.lowest(units, int(amounts.removed[units.name].count_nonzero())).cpu()
+            plan = planner.make(removed, requested=amounts.requested, achieved=amounts.achieved)
+            self._cut(planner.model, plan, stats)
+        return plan
 
     def _cut(self, work: nn.Module, plan: Plan, stats: Statistics) -> None:
         """Mask what goes; where the criterion makes up for it, change what stays."""
@@ -211,7 +260,49 @@ class _Run:
         return lambda row: on_step({"pruning_step": step, "num_pruning_steps": num_steps, **row})
 
 
-def _num_steps(steps: int | None, schedule: Schedule, budget: Budget | None) -> int:
+def plan_at(
+    planner: Planner,
+    saliency: Saliency,
+    allocation: Allocation,
+    budget: Budget | None,
+    schedule: Schedule | PerLayer,
+    progress: float,
+    before: Plan | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    stats: Statistics | None = None,
+) -> Plan:
+    """What goes at ``progress`` (0 to 1) of the way to ``budget``; arguments are those of `Planner.plan`.
+
+    What the plan ``before`` removed stays removed, unless the schedule may fall: then all is chosen afresh. With a
+    schedule per layer the allocation says what goes of each layer at the whole budget, its schedule how much of that.
+    """
+    gone = {} if before is None or may_fall(schedule) else dict(before.removed)
+    if not isinstance(schedule, PerLayer):
+        target = budget and budget.with_removed(schedule(progress, budget.removed))
+        return planner.plan(saliency, allocation, target, data=data, loss=loss, gone=gone, stats=stats)
+    stats = planner.collect(saliency, data, loss) if stats is None else stats
+    candidates = planner.candidates(saliency, data, loss, gone, stats)
+    wanted = () if budget is None else (budget.unit,)
+    removed, _ = fit(allocation, candidates, budget, lambda r: planner.price(r, candidates.units, wanted))
+    final = {units.name: int(removed[units.name].count_nonzero()) / units.num for units in candidates.units}
+    fractions = schedule.fractions(progress, final, candidates.units)
+    return planner.plan(saliency, _Fractions(fractions), None, gone=gone, stats=stats)
+
+
+@dataclass(frozen=True)
+class _Fractions:
+    """The allocation that removes these fractions of the sets of units."""
+
+    by_name: Mapping[str, float]
+    needs_budget: ClassVar[bool] = False
+
+    def __call__(self, candidates: Candidates, level: float) -> dict[str, Tensor]:
+        return {u.name: candidates.lowest(u, share(level * self.by_name[u.name], u.num)) for u in candidates.units}
+
+
+def _num_steps(steps: int | None, schedule: Schedule | PerLayer, budget: Budget | None) -> int:
     own = getattr(schedule, "num_steps", None)
     if steps is None:
         steps = int(own(budget.removed)) if own is not None and budget is not None else 1
@@ -233,7 +324,7 @@ def _loading(model: nn.Module, planner: Planner) -> tuple[str, str]:
     return stock, f"{blueprint.title} makes these shapes: sizes are tied across layers, and {blueprint.name} says them"
 
 
-def _sound_planner(planner: Planner, example_inputs: Any) -> Planner:
+def sound_planner(planner: Planner, example_inputs: Any) -> Planner:
     """The planner without axes that cannot be cut in this model: tried with half of each, before any training.
 
     Where the smaller model does not run or differs from the masked one, the axes at fault are found by halves and
@@ -267,6 +358,12 @@ def _fault(planner: Planner, example_inputs: Any, names: Sequence[str]) -> str |
     except (InputError, ShrinkError) as error:
         return str(error)
     return None if checked.passed else str(checked)
+
+
+def _timing(on_step: OnStep | None) -> Callable[[int, int], None] | None:
+    if on_step is None:
+        return None
+    return lambda done, total: on_step({"timing": done, "num_timings": total})
 
 
 def _describe(part: object) -> str:

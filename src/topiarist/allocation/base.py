@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from topiarist.allocation.select import ranking, select
 from topiarist.errors import InputError, nearest
 from topiarist.plan import Units
+
+Made = TypeVar("Made")
+Cost = Callable[[Mapping[str, int]], float]
 
 _SORTED = 1 << 20  # units of one set whose order is kept; sets of single weights may be much larger
 
@@ -26,8 +29,10 @@ class Candidates:
     """The units that compete, and what an allocation may know of them.
 
     ``scores`` maps each units' name to floats of shape ``(num units,)``, low scores go first; ``weight(name)`` is the
-    units' own weight, signed and flattened, for thresholds in units of its spread; ``gone`` marks the units that an
-    earlier step removed: they stay removed and count as removed.
+    tensor that the units are named after, signed and in its own shape, for rules that go by spread or shape; ``gone``
+    marks the units that an earlier step removed: they stay removed and count as removed; ``protected`` marks those that
+    may not go. ``roles`` says in a word what hangs on the units, the same for units of the same kind; ``costs`` maps
+    what is counted (``"macs"``) to what the model costs with given numbers of units by name, those not named whole.
 
     Raises:
         InputError: names repeat, scores are missing, or a tensor is not of shape ``(num units,)``.
@@ -37,20 +42,41 @@ class Candidates:
     scores: Mapping[str, Tensor]
     weight: Callable[[str], Tensor] = _no_weight
     gone: Mapping[str, Tensor] = field(default_factory=dict)
+    protected: Mapping[str, Tensor] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    _known: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
     _orders: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = [units.name for units in self.units]
         if len(set(names)) != len(names):
             raise InputError(f"units' names must differ, got {names}")
-        if set(names) != set(self.scores) or not set(self.gone) <= set(names):
+        if set(names) != set(self.scores) or not {*self.gone, *self.protected} <= set(names):
             raise InputError(f"units {names}, scores for {[*self.scores]}, gone of {[*self.gone]}: names must agree")
         for units in self.units:
-            for tensor in (self.scores[units.name], self.gone.get(units.name)):
+            for tensor in (part.get(units.name) for part in (self.scores, self.gone, self.protected)):
                 if tensor is not None and tensor.shape != (units.num,):
                     raise InputError(
                         f"{units.name!r} has {units.num} units, got a tensor of shape {tuple(tensor.shape)}"
                     )
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What ``make`` returned when it was first asked for ``key``: an allocation is called at many levels."""
+        if key not in self._known:
+            self._known[key] = make()
+        found: Made = self._known[key]
+        return found
+
+    def only(self, names: Collection[str]) -> Candidates:
+        """The candidates among some of the sets."""
+        return replace(
+            self,
+            units=tuple(units for units in self.units if units.name in names),
+            scores={name: scores for name, scores in self.scores.items() if name in names},
+            gone={name: gone for name, gone in self.gone.items() if name in names},
+            protected={name: stay for name, stay in self.protected.items() if name in names},
+        )
 
     @property
     def num_units(self) -> int:
@@ -62,8 +88,10 @@ class Candidates:
         return int(self.gone[name].count_nonzero()) if name in self.gone else 0
 
     def most(self, units: Units) -> int:
-        """How many of ``units`` may be gone at most: all but the minimum, and never fewer than are gone already."""
-        return max(units.num - units.minimum, self.num_gone(units.name))
+        """How many of ``units`` may be gone at most: all but the minimum and those protected, and never fewer than are
+        gone already."""
+        stay = int(self.protected[units.name].count_nonzero()) if units.name in self.protected else 0
+        return max(units.num - max(units.minimum, stay), self.num_gone(units.name))
 
     @property
     def most_of_all(self) -> int:
@@ -75,16 +103,22 @@ class Candidates:
         num = min(max(num, self.num_gone(units.name)), self.most(units))
         scores = self.scores[units.name]
         if units.num > _SORTED:
-            gone = {units.name: self.gone[units.name]} if units.name in self.gone else {}
-            return select({units.name: scores}, num, gone)[units.name]
+            gone, stay = (
+                {units.name: part[units.name]} if units.name in part else {} for part in (self.gone, self.protected)
+            )
+            return select({units.name: scores}, num, gone, stay)[units.name]
         mask = torch.zeros(units.num, dtype=torch.bool)
         mask[self._order(units.name)[:num]] = True
         return mask.to(scores.device)
 
     def _order(self, name: str) -> Tensor:
-        """The units of one set in the order in which they go, those gone first; made once, as levels are many."""
+        """The units of one set in the order in which they go, those gone first and those protected last; made once, as
+        levels are many."""
         if name not in self._orders:
             order = ranking(self.scores[name])
+            if name in self.protected:
+                last = self.protected[name].cpu()[order]
+                order = torch.cat([order[~last], order[last]])
             if name in self.gone:
                 first = self.gone[name].cpu()[order]
                 order = torch.cat([order[first], order[~first]])
@@ -98,8 +132,12 @@ class Candidates:
         """
         ranked = {units.name: (scores or self.scores)[units.name] for units in self.units}
         num = min(max(num, sum(self.num_gone(units.name) for units in self.units)), self.most_of_all)
-        protected = {u.name: ~self.lowest(u, u.num) for u in self.units if u.minimum}  # the best, up to the minimum
-        return select(ranked, num, self.gone, protected)
+        stay = {  # those protected, and the best, up to the minimum
+            u.name: ~self.lowest(u, u.num) if u.minimum else self.protected[u.name]
+            for u in self.units
+            if u.minimum or u.name in self.protected
+        }
+        return select(ranked, num, self.gone, stay)
 
 
 class Allocation(Protocol):
@@ -108,6 +146,7 @@ class Allocation(Protocol):
     ``level`` runs from 0, nothing goes beyond what is gone, to 1, all goes but each `Units.minimum`; what goes at one
     level goes at every higher one. An allocation that names its own amounts has ``needs_budget = False``: for it,
     level 1 is the amounts themselves and lower levels are the way to them. A callable without the attribute needs one.
+    ``is_nested = False`` says that more need not go where the level is higher.
     """
 
     def __call__(self, candidates: Candidates, level: float) -> dict[str, Tensor]:
@@ -118,6 +157,11 @@ class Allocation(Protocol):
 def needs_budget(allocation: Allocation) -> bool:
     """Whether the amount comes from a budget (most allocations) or from the allocation itself."""
     return bool(getattr(allocation, "needs_budget", True))
+
+
+def needs_scores(allocation: Allocation) -> bool:
+    """Whether scores decide how much goes of each set (most allocations), or only what."""
+    return bool(getattr(allocation, "needs_scores", True))
 
 
 def share(fraction: float, num: int) -> int:

@@ -15,6 +15,7 @@ Price = Callable[[Mapping[str, Tensor]], Mapping[str, float]]
 
 _CLOSE = 1e-9  # fractions nearer than this are equal: prices are sums of floats
 _FINEST = 1e-12  # levels nearer than this are equal: no layer has that many units
+_COARSEST = 1e-5  # the same where every level is a problem of its own
 _NUM_SHOWN = 8  # names in a message
 
 
@@ -26,7 +27,9 @@ def fit(
     The level is bracketed by regula falsi and bisection until the two sides differ by at most one unit per set; of
     those units as many go, in the order of the sets, as the budget needs. ``sparsity`` is met as nearly as units
     allow (half up, so that Global and Uniform remove exactly ⌊s · N + ½⌋); the others are ceilings, and the first
-    removal that does not exceed them is taken. An allocation with its own amounts takes no budget.
+    removal that does not exceed them is taken. Where the removal at one level does not contain that at every lower one
+    (``is_nested = False``: `Knapsack`) the least removal of a bisection that is enough is taken as it is. An allocation
+    with its own amounts takes no budget.
 
     Args:
         price: maps what goes to ``{"sparsity": …, "compression": …, "macs": …, "params": …, "bytes": …}``, in the
@@ -79,6 +82,11 @@ class _Search:
     budget: Budget
     price: Price
 
+    @property
+    def target(self) -> float:
+        """The fraction to remove; of a latency above that of the whole model less than none."""
+        return self.budget.removed_at(self.budget.value)
+
     def at(self, level: float) -> _Point:
         removed = self.allocation(self.candidates, level)
         check_removed(removed, self.candidates)
@@ -88,20 +96,17 @@ class _Search:
         prices, unit = dict(self.price(removed)), self.budget.unit
         if unit not in prices:
             raise InputError(f"nothing prices {unit} here ({nearest(unit, prices)})")
-        value = prices[unit]
-        if unit == "sparsity":
-            return _Point(removed, prices, value)
-        return _Point(removed, prices, 1 - 1 / value if unit == "compression" else 1 - value)
+        return _Point(removed, prices, self.budget.removed_at(prices[unit]))
 
     def enough(self, point: _Point) -> bool:
-        return point.fraction >= self.budget.removed - _CLOSE
+        return point.fraction >= self.target - _CLOSE
 
     def first_guess(self) -> _Point | None:
         """For sparsity, the level that says so: the answer of an allocation whose levels are fractions of all units."""
         if self.budget.unit != "sparsity":
             return None
-        point = self.at(self.budget.removed)
-        gap = (point.fraction - self.budget.removed) * self.candidates.num_units
+        point = self.at(self.target)
+        gap = (point.fraction - self.target) * self.candidates.num_units
         return point if -0.5 + _CLOSE < gap <= 0.5 + _CLOSE else None
 
     def nearest(self) -> _Point:
@@ -110,17 +115,32 @@ class _Search:
             return self.within_reach(below, f"{self.num_gone()} units are gone already")
         if not self.enough(above):
             return self.within_reach(above, self.limits(above))
+        if not getattr(self.allocation, "is_nested", True):
+            return self.highest_that_fits(above)
         below, above = self.last_units(*self.bracket(below, above))
         if _largest_step(below, above) > 1:
             raise self.error("the allocation jumps over it", below, above)
         middle = (below.fraction + above.fraction) / 2
-        return below if self.budget.unit == "sparsity" and self.budget.removed < middle - _CLOSE else above
+        return below if self.budget.unit == "sparsity" and self.target < middle - _CLOSE else above
+
+    def highest_that_fits(self, best: _Point) -> _Point:
+        """The last removal of a bisection that is enough, where one removal need not contain another."""
+        low, high = 0.0, 1.0
+        while high - low > _COARSEST:
+            level = (low + high) / 2
+            point = self.at(level)
+            if self.enough(point):
+                high = level
+                best = min(best, point, key=lambda p: p.fraction)
+            else:
+                low = level
+        return best
 
     def bracket(self, below: _Point, above: _Point) -> tuple[_Point, _Point]:
         """Two removals around the budget that differ by a unit per set, or that hardly a level comes between."""
         low, high, halve = 0.0, 1.0, False
         while high - low > _FINEST and _largest_step(below, above) > 1:
-            part = (self.budget.removed - below.fraction) / (above.fraction - below.fraction)
+            part = (self.target - below.fraction) / (above.fraction - below.fraction)
             part = 0.5 if halve else min(max(part, 0.01), 0.99)
             halve = not halve
             level = low + part * (high - low)
@@ -146,7 +166,7 @@ class _Search:
     def within_reach(self, point: _Point, limit: str) -> _Point:
         """Accept the end of the range where it meets the budget, for sparsity within one unit."""
         if self.budget.unit == "sparsity":
-            fits = abs(point.fraction - self.budget.removed) * self.candidates.num_units <= 1 + _CLOSE
+            fits = abs(point.fraction - self.target) * self.candidates.num_units <= 1 + _CLOSE
         else:
             fits = self.enough(point)
         if not fits:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from topiarist.allocation.base import Candidates, check_level, share
-from topiarist.errors import InputError, nearest
-
-_NORMALIZATIONS = ("auto", "none", "mean")
+from topiarist.allocation.normalize import check, comparable
 
 
 @dataclass(frozen=True)
@@ -19,15 +16,16 @@ class Global:
     """Remove the lowest k = ⌊level · N + ½⌋ of all N units in one ranking, keeping each `Units.minimum`.
 
     Layers get different fractions, as their scores deserve (Blalock et al. 2020, ShrinkBench's ``GlobalMag…``).
-    Norms of whole channels grow with the channel's extent, so that narrow layers would go first: ``normalize="mean"``
-    divides each score by the mean magnitude of the scores of its set (Fang et al. 2023, DepGraph), gone units left
-    out; ``"none"`` compares them as they are; ``"auto"`` is ``"none"`` where all units are single weights, and
-    ``"mean"`` otherwise.
+    Norms of whole channels grow with the channel's extent, so that narrow layers would go first: ``normalize`` is one
+    of `topiarist.allocation.normalize`, such as ``"mean"``, which divides each score by the mean magnitude of the
+    scores of its set (Fang et al. 2023, DepGraph); ``"none"`` compares scores as they are; ``"auto"`` is ``"none"``
+    where all units are single weights, and ``"mean"`` otherwise.
 
     Raises:
         InputError: ``normalize`` is none of these.
 
     Example:
+        >>> import torch
         >>> from topiarist.plan import Units
         >>> units = (Units("a", 2, ()), Units("b", 2, ()))
         >>> candidates = Candidates(units, {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([10.0, 10.0])})
@@ -41,23 +39,9 @@ class Global:
     needs_budget: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.normalize not in _NORMALIZATIONS:
-            raise InputError(f"no normalization {self.normalize!r} ({nearest(self.normalize, _NORMALIZATIONS)})")
+        check(self.normalize)
 
     def __call__(self, candidates: Candidates, level: float) -> dict[str, Tensor]:
         check_level(level)
-        return candidates.lowest_of_all(share(level, candidates.num_units), self._comparable(candidates))
-
-    def _comparable(self, candidates: Candidates) -> dict[str, Tensor]:
-        single = all(member.dim is None for units in candidates.units for member in units.members)
-        if self.normalize == "none" or (self.normalize == "auto" and single):
-            return {units.name: candidates.scores[units.name] for units in candidates.units}
-        return {units.name: _over_mean(candidates, units.name) for units in candidates.units}
-
-
-def _over_mean(candidates: Candidates, name: str) -> Tensor:
-    scores = candidates.scores[name]
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    left = scores[~candidates.gone[name]] if name in candidates.gone else scores
-    mean = left.abs().mean() if left.numel() else scores.new_zeros(())
-    return scores / mean if mean > 0 else scores
+        scores = candidates.once(self, lambda: comparable(candidates, self.normalize))
+        return candidates.lowest_of_all(share(level, candidates.num_units), scores)

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
 from topiarist.allocation.base import Candidates, check_level, share
 from topiarist.errors import BudgetError, InputError, nearest
 from topiarist.plan import Units
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class PerLayer:
     """
 
     ratios: Mapping[str, float]
+    needs_scores: ClassVar[bool] = False
     needs_budget: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -58,7 +61,7 @@ class PerLayer:
         return candidates.lowest(units, num)
 
 
-def assign(values: Mapping[str, float], units: Iterable[Units]) -> dict[str, float]:
+def assign(values: Mapping[str, Value], units: Iterable[Units]) -> dict[str, Value]:
     """Per units' name the value of the first key that fits it; names that no key fits are left out.
 
     Raises:

@@ -103,6 +103,8 @@ def _below(candidates: Candidates, units: Units, q: float) -> Tensor:
         )
     gone = candidates.gone.get(units.name, torch.zeros(units.num, dtype=torch.bool, device=weight.device))
     below = gone | (weight.abs() < q * _spread(weight[~gone]))
+    if units.name in candidates.protected:
+        below &= ~candidates.protected[units.name]
     most = candidates.most(units)
     if int(below.count_nonzero()) <= most:
         return below

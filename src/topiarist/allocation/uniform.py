@@ -25,6 +25,7 @@ class Uniform:
         {'a': [False, True], 'b': [False, False, True, True]}
     """
 
+    needs_scores: ClassVar[bool] = False
     needs_budget: ClassVar[bool] = True
 
     def __call__(self, candidates: Candidates, level: float) -> dict[str, Tensor]:

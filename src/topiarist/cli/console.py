@@ -121,11 +121,16 @@ class Stage:
 
     def pruning(self, row: Mapping[str, float]) -> None:
         """A row of `topiarist.prune`: of training, or of a completed pruning step, which is printed."""
+        if "timing" in row:
+            self.at(int(row["timing"]), int(row["num_timings"]), "timing layers")
+            return
         if "pruning_step" in row:
             self.training(row)
             return
         step, num_steps = int(row["step"]), int(row["num_steps"])
-        said = ", ".join(f"{key} {row[key]:.4f}" for key in ("sparsity", "macs", "loss", "accuracy") if key in row)
+        said = ", ".join(
+            f"{key} {row[key]:.4f}" for key in ("sparsity", "macs", "latency_ms", "loss", "accuracy") if key in row
+        )
         self._stages._show(self._task, step * self._per_step, num_steps * self._per_step, "")
         self._stages.line(f"{self._name}, step {step} of {num_steps}: {said}")
 

@@ -22,8 +22,9 @@ _TRAINING = (
 )
 _CHOICE = ("structure", "round_to", "uniform", "saliency", "keep")
 _PRUNING = (
-    *("method", "options"),
-    *("allocation", "sparsity", "compression", "macs", "params", "bytes", "schedule", "steps"),
+    *("method", "options", "min_units"),
+    *("allocation", "sparsity", "compression", "macs", "params", "bytes", "peak_memory"),
+    *("latency_ms", "latency_batch", "executor", "schedule", "steps"),
     *("recover", "recover_epochs", "recover_lr", "rewind_to", "grid"),
 )
 

@@ -11,14 +11,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
+from topiarist.allocation import takes_budget
 from topiarist.cli.files import write_text
 from topiarist.errors import InputError, nearest
 from topiarist.methods import resolve
+from topiarist.structure.words import named
 
 FILE = "recipe.yaml"
 
 # Keys of which a run has at most one: one given on the command line puts aside those of the recipe.
-_BUDGETS = ("sparsity", "compression", "macs", "params", "bytes")
+_BUDGETS = ("sparsity", "compression", "macs", "params", "bytes", "peak_memory", "latency_ms")
 _ALTERNATIVES = (("arch", "model"), _BUDGETS)
 _PRESENTATION = ("log_interval", "out")  # what two runs may differ in and be the same
 
@@ -50,6 +52,8 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Numbers = Annotated[tuple[FiniteFloat, ...], BeforeValidator(_words)]
 Settings = Annotated[dict[str, Any], BeforeValidator(_settings)]
 Allocation = Annotated[str | dict[str, FiniteFloat], BeforeValidator(_amounts)]
+Least = Annotated[int | FiniteFloat, Field(ge=0)]
+Minimum = Annotated[Least | dict[str, Least], BeforeValidator(_amounts)]
 Whole = Annotated[int, Field(ge=0)]
 Counting = Annotated[int, Field(ge=1)]
 Amount = Annotated[FiniteFloat, Field(ge=0)]
@@ -92,10 +96,14 @@ class Recipe(BaseModel):
 
     method: str | None = Field(None, description="a published system instead of the parts below: topiarist methods")
     options: Settings = Field({}, description="the method's own options: scope=layer,seed=3")
-    structure: str = Field("weight", description="what one unit is: 'weight', 'channel' or 'head'")
+    structure: str = Field(
+        "weight", description="what one unit is: 'weight', '2:4', 'block:4x4', 'kernel', 'channel', 'head', …"
+    )
     saliency: str = Field("l2", description="'l1', 'l2', 'gradient', 'random' or package.module:function")
     allocation: Allocation = Field(
-        "global", description="'global', 'uniform', 'sensitivity' or ratios by name or type: conv*=0.5,Linear=0.9"
+        "global",
+        description="a word, 'global', 'uniform', 'lamp', 'erk', 'knapsack:macs', 'sensitivity', 'threshold:0.5', …, "
+        "or ratios by name or type: conv*=0.5,Linear=0.9",
     )
     sparsity: float | None = Field(None, description="budget: the fraction of units removed; 0.9 for weights")
     compression: float | None = Field(None, description="budget: original / remaining parameters")
@@ -104,7 +112,16 @@ class Recipe(BaseModel):
     )
     params: float | None = Field(None, description="budget: the fraction of parameters that remains")
     bytes: float | None = Field(None, description="budget: the fraction of bytes that remains")
+    peak_memory: float | None = Field(
+        None, description="budget: the fraction of the peak memory of activations that remains"
+    )
+    latency_ms: float | None = Field(None, description="budget: at most so many milliseconds a call, measured here")
+    latency_batch: Counting | None = Field(None, description="examples in the call that is timed; 1 unless given")
+    executor: str = Field("eager", description="what runs the call that is timed: 'eager', 'compiled', 'onnxruntime'")
     keep: Words = Field((), description="patterns of modules whose outputs stay whole: head.*,stem")
+    min_units: Minimum | None = Field(
+        None, description="units that stay at least of each set: a number, a fraction (0.1), or either by name or type"
+    )
     round_to: Counting | Literal["auto"] | None = Field(
         None, description="leave a multiple of this many channels of every axis that is cut: 8, 16, 'auto' by device"
     )
@@ -112,7 +129,9 @@ class Recipe(BaseModel):
         None, description="'config': tie sizes across layers so that the model's config describes what is left"
     )
     schedule: str = Field(
-        "one-shot", description="'one-shot', 'linear', 'cubic', 'exponential', 'constant-fraction' or a function"
+        "one-shot",
+        description="'one-shot', 'linear', 'cubic', 'polynomial:2', 'cosine', 'exponential', 'constant-fraction', "
+        "'one-cycle', 'movement', 'dense-sparse-dense' or a function",
     )
     steps: Counting | None = Field(None, description="pruning steps; what the schedule asks for unless given")
     recover: str = Field(
@@ -127,9 +146,12 @@ class Recipe(BaseModel):
     out: Path | None = Field(None, description="folder of the run; runs/ and a name of its own unless given")
 
     @property
-    def budget(self) -> dict[str, float]:
-        """The budget's unit and number; nothing where none is given."""
-        return {unit: value for unit in _BUDGETS if (value := getattr(self, unit)) is not None}
+    def budget(self) -> dict[str, Any]:
+        """The budget's unit and number, and where a latency is measured; nothing where none is given."""
+        found: dict[str, Any] = {unit: value for unit in _BUDGETS if (value := getattr(self, unit)) is not None}
+        if self.latency_ms is not None:
+            found.update(batch=self.latency_batch, executor=self.executor)
+        return found
 
     @property
     def method_options(self) -> dict[str, Any]:
@@ -204,10 +226,18 @@ def _defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"epochs": 0 if "weights" in given else 10}
     if "model" not in given:
         found["arch"] = "my"
-    if not given & set(_BUDGETS) and isinstance(_amounts(options.get("allocation", "global")), str):
+    allocation = _amounts(options.get("allocation", "global"))
+    if not given & set(_BUDGETS) and isinstance(allocation, str) and takes_budget(allocation):
         by_default = "weight" if options.get("method") is None else resolve(str(options["method"])).structure
-        found.update({"sparsity": 0.9} if options.get("structure", by_default) == "weight" else {"macs": 0.5})
+        found.update(_default_budget(str(options.get("structure", by_default))))
     return found
+
+
+def _default_budget(structure: str) -> dict[str, float]:
+    """The budget where none is given; none where the structure itself says how much goes."""
+    if structure == "weight":
+        return {"sparsity": 0.9}
+    return {} if getattr(named(structure), "names_amount", False) else {"macs": 0.5}
 
 
 def _load(path: Path) -> dict[str, Any]:

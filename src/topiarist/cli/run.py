@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from topiarist.allocation.sensitivity import Sensitivity, SensitivityTable
+from topiarist import allocation as allocations
+from topiarist.allocation.sensitivity import SensitivityTable
 from topiarist.cli import recipe as recipes
 from topiarist.cli.console import Stage, Stages, resumable
 from topiarist.cli.files import write_text
@@ -144,7 +145,8 @@ def prune(run: Run) -> RunRecord:
     task = run.task
     checkpoints = Checkpoints(run.folder / _CHECKPOINTS, _rewound_to(task))
     dense, rows = run.dense(checkpoints)
-    table = run.table(dense) if task.recipe.allocation == "sensitivity" and task.recipe.method is None else None
+    by_table = allocations.needs_table(task.recipe.allocation) and task.recipe.method is None
+    table = run.table(dense) if by_table else None
     stage = run.stages.stage("prune")
     result = pruned(task, dense, stage, table=table, checkpoints=checkpoints, folder=run.folder / _STEPS)
     save(result.model, run.folder / MODEL, plan=result.plan)
@@ -179,7 +181,7 @@ def pruned(
     return prune_model(
         dense,
         task.example_inputs,
-        allocation=task.recipe.allocation if table is None else Sensitivity(table),
+        allocation=task.recipe.allocation if table is None else allocations.resolve(task.recipe.allocation, table),
         recover=task.recovery,
         **with_all,
         **task.choice,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from topiarist import models
-from topiarist.allocation.sensitivity import GRID
+from topiarist.allocation import needs_table
+from topiarist.allocation import resolve as allocation_of
+from topiarist.allocation.base import needs_budget
+from topiarist.allocation.sensitivity import GRID, SensitivityTable
 from topiarist.cli.console import Stages
 from topiarist.cli.recipe import Recipe
 from topiarist.data import Data, first_batch, import_object, load_data
@@ -22,12 +26,14 @@ from topiarist.errors import FormatError, InputError, nearest
 from topiarist.inputs import as_batch
 from topiarist.io import load
 from topiarist.measure import evaluate
+from topiarist.measure.executors import prepare
 from topiarist.plan import Budget
-from topiarist.planning import plan
+from topiarist.planning import plan, require_physical
 from topiarist.recover import FineTune, LRRewind, Recovery, TrainingRecipe, WeightRewind
 from topiarist.recover import resolve as recovery_of
 from topiarist.recover.train import to_device
 from topiarist.saliency import resolve as saliency_of
+from topiarist.schedule import WORDS as SCHEDULES
 from topiarist.schedule import resolve as schedule_of
 from topiarist.structure import resolve as structure_of
 
@@ -126,8 +132,10 @@ class Task:
     def amount(self) -> dict[str, Any]:
         """How much goes, and when."""
         r = self.recipe
-        budget = Budget(**r.budget) if r.budget else None
-        return {"budget": budget, "schedule": schedule_of(_object(r.schedule)), "steps": r.steps}
+        options: dict[str, Any] = {**r.budget}
+        budget = Budget(**options) if options else None
+        schedule = schedule_of(_object(r.schedule, SCHEDULES))
+        return {"budget": budget, "schedule": schedule, "steps": r.steps, "min_units": r.min_units}
 
     @property
     def method_options(self) -> dict[str, Any]:
@@ -155,15 +163,25 @@ class Task:
         if r.method is not None:
             _ = self.method_options, self.training
             return
-        allocation = "uniform" if r.allocation == "sensitivity" else r.allocation
-        options = {**self.choice, "saliency": "l2", "budget": self.amount["budget"]}
+        budget = self.amount["budget"]
+        if r.latency_ms is not None:  # timing takes its time: only whether it can be done is tried
+            require_physical(self.choice["structure"])
+            prepare(copy.deepcopy(self.model), self.example_inputs, r.executor)
+            budget = Budget(sparsity=0.0)
+        allocation = r.allocation
+        if needs_table(allocation):  # the table takes its time: what needs none is checked
+            with_table = allocation_of(allocation, SensitivityTable(0.0, 0.0))
+            allocation = "uniform" if needs_budget(with_table) else {}
+        least = self.amount["min_units"]
+        options = {**self.choice, "saliency": "l2", "budget": budget, "min_units": least}
         _ = self.recovery, self.training
         plan(self.model, self.example_inputs, allocation=allocation, **options)
 
 
-def _object(value: str) -> Any:
-    """A word as it is, or the object that ``package.module:name`` names."""
-    return import_object(value) if ":" in value else value
+def _object(value: str, words: Container[str] = ()) -> Any:
+    """A word as it is, one of ``words`` with arguments too, or the object that ``package.module:name`` names."""
+    word, colon, _ = value.partition(":")
+    return import_object(value) if colon and word not in words else value
 
 
 def _data(recipe: Recipe, stages: Stages) -> Data:

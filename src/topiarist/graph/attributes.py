@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from topiarist.errors import InputError, nearest
+from topiarist.graph.copies import named_modules
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 _PLAIN = (bool, int, float, complex, str, type(None))
@@ -184,13 +185,13 @@ _Changes = dict[tuple[Step, ...], int]  # steps from one object → the integer 
 
 
 def _prefixed(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(f"{name}." if name else "", module) for name, module in model.named_modules()]
+    return [(f"{name}." if name else "", module) for name, module in named_modules(model)]
 
 
 def _holding(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """The attributes of a module that may hold integers."""
     for name, value in module.__dict__.items():
-        if type(value) not in _HOLDS_NONE and name not in _INTERNAL and _is_name(name):
+        if name not in _INTERNAL and type(value) not in _HOLDS_NONE and _is_name(name):
             yield name, value
 
 

@@ -16,6 +16,9 @@ from topiarist.errors import InputError
 _ATOMIC = frozenset({type(None), bool, int, float, complex, str, bytes, type})
 _MAKING = ("__deepcopy__", "__new__", "__reduce_ex__", "__reduce__", "__getnewargs__", "__getnewargs_ex__")
 _CONTAINERS = (dict, OrderedDict, list, set)
+_INTERNAL = frozenset(nn.Module().__dict__)  # these containers belong to one module each
+_MOST_NAMES = 1 << 20  # beside the first ones; in a circle there is no end of them
+_HELD = ("_parameters", "_buffers", "_modules")
 
 
 class UncopiedError(InputError):
@@ -29,7 +32,7 @@ def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) 
         UncopiedError: the model cannot be copied.
     """
     memo: dict[int, Any] = dict(tensors or {})
-    parts = list(model.modules())
+    parts = [module for _, module in named_modules(model)]
     for module in parts:
         for value in (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values()):
             if isinstance(value, Tensor):
@@ -44,11 +47,18 @@ def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) 
 
 
 def _copy(model: nn.Module, parts: list[nn.Module], memo: dict[int, Any]) -> nn.Module:
-    modules = [m for m in parts if _is_plain(type(m)) and id(m) not in memo]
+    plain = {kind for kind in set(map(type, parts)) if _is_plain(kind)}
+    modules = [m for m in parts if type(m) in plain and id(m) not in memo]
     memo.update((id(module), type(module).__new__(type(module))) for module in modules)
     for module in reversed(modules):  # what a module holds is complete before the module is
         state = module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__  # type: ignore[no-untyped-call]
-        memo[id(module)].__setstate__({name: _copied(value, memo) for name, value in state.items()})
+        copied = {
+            name: value if type(value) in _ATOMIC else _copied_of(name, value, memo) for name, value in state.items()
+        }
+        if type(module).__setstate__ is nn.Module.__setstate__:  # which adds nothing to what is complete
+            memo[id(module)].__dict__.update(copied)
+        else:
+            memo[id(module)].__setstate__(copied)
     return copy.deepcopy(model, memo)
 
 
@@ -59,6 +69,17 @@ def _is_plain(kind: type[nn.Module]) -> bool:
         and kind not in copyreg.dispatch_table
         and not copyreg._slotnames(kind)  # type: ignore[attr-defined]
     )
+
+
+def _copied_of(name: str, value: Any, memo: dict[int, Any]) -> Any:
+    """A copy of one attribute of a module."""
+    kind = type(value)
+    if name in _INTERNAL and kind in _CONTAINERS:
+        if not value:
+            return kind()
+        if kind is dict and name in _HELD:
+            return {key: memo[id(v)] if id(v) in memo else _copied(v, memo) for key, v in value.items()}
+    return _copied(value, memo)
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
@@ -78,9 +99,32 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(value, memo)
 
 
+def named_modules(model: nn.Module, remove_duplicate: bool = True) -> list[tuple[str, nn.Module]]:
+    """What `nn.Module.named_modules` yields, without its generators in generators, one for each level.
+
+    Example:
+        >>> [name for name, _ in named_modules(nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU()))]
+        ['', '0', '0.0', '1']
+    """
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+    left = [("", model)]
+    while left:
+        name, module = left.pop()
+        if remove_duplicate and id(module) in seen:
+            continue
+        if len(found) - len(seen) > _MOST_NAMES:
+            raise RecursionError("a module holds itself")
+        seen.add(id(module))
+        found.append((name, module))
+        prefix = f"{name}." if name else ""
+        left.extend((prefix + key, part) for key, part in reversed(module._modules.items()) if part is not None)
+    return found
+
+
 def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
     """Every tensor a model holds: (dotted name, tensor, "parameter", "buffer" or "attribute"); tied ones twice."""
-    modules = [(f"{name}." if name else "", module) for name, module in model.named_modules(remove_duplicate=False)]
+    modules = [(f"{name}." if name else "", module) for name, module in named_modules(model, remove_duplicate=False)]
     for kind, place in (("parameter", "_parameters"), ("buffer", "_buffers")):
         for prefix, module in modules:
             held = module.__dict__[place].items()

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from topiarist.errors import InputError, nearest
 from topiarist.graph.axis import Axis
 from topiarist.graph.blueprint import Blueprint
+from topiarist.graph.copies import named_modules
+from topiarist.graph.matrix import Matrix
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.sizes import Constraint, text
 from topiarist.graph.sizing import Sizing, Step
@@ -75,11 +77,13 @@ class Axes:
         self.integers = dict(integers)
         self.unknown_operators = dict(trace.unknown)
         self.stubs = dict(trace.stubs)
+        self.scales = tuple(trace.scales)  # parameters such as the scales of norms, as far as they are vectors
         self.training_error = training_error
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()
+        self._carried = dict(trace.carried)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
-        self.modules = {name: type(module).__name__ for name, module in model.named_modules()}
+        self.modules = {name: type(module).__name__ for name, module in named_modules(model)}
         self.depths = _depths(list(trace.order), list(self.modules))
         self._pin_unused(trace.used)
         held = [axis for info in self.tensors.values() for axis in info.axes]
@@ -107,6 +111,24 @@ class Axes:
         own = self[name].inexact
         others = (f"{n} shrinks with it, and {self[n].inexact[0]}" for n, _ in self[name].step if self[n].inexact)
         return str(own[0]) if own else next(others, "")
+
+    def readers(self, name: str) -> list[Member]:
+        """Where the model sums over an axis: the members of weights that multiply it away, input channels as a rule.
+
+        None where activations are summed over it as well, as queries times keys are: then no weights say it all.
+        """
+        if "met" in self[name].leaf.roles:
+            return []
+        return [m for m in self[name].members if m.side == "in"]
+
+    def makers(self, name: str) -> list[Member]:
+        """Where the model makes an axis out of others: members of weights, output channels as a rule.
+
+        A depthwise weight, which hands the axis on index by index, is none.
+        """
+        leaf, carried = self[name].leaf, self._carried
+        out = (m for m in self[name].members if m.side == "out")
+        return [m for m in out if m.tensor not in carried or leaf not in self.graph.leaves(carried[m.tensor])]
 
     def summary(self) -> str:
         """A table of every axis; see `topiarist.graph.explain.summary`."""
@@ -304,13 +326,22 @@ class Axes:
         axes, summed = self.tensors[name].axes, self.summed[name]
         if any(axis in summed for axis in axes):  # told apart by identity: both sides of a weight may be one axis
             return "in" if axes[dim] in summed else "out"
-        roots = {self.graph.find(axis) for axis in summed}
-        return "in" if self.graph.find(axes[dim]) in roots else "out"
+        leaves = {leaf for axis in summed for leaf in self.graph.leaves(axis)}  # several may be summed over as one
+        return "in" if leaves.issuperset(self.graph.leaves(axes[dim])) else "out"
 
     def weights(self) -> list[str]:
         """The parameters that multiply activations: weights of linear maps and convolutions, whatever their layer."""
         found = dict.fromkeys(c.tensor for c in self.costs if c.tensor is not None)
         return [name for name in found if self.tensors[name].kind == "parameter"]
+
+    def matrices(self) -> dict[str, Matrix]:
+        """Of each of `weights`, which dimensions are summed over and which are left; those of which it is known."""
+        found = {c.tensor: c.matrix for c in reversed(self.costs) if c.tensor is not None and c.matrix is not None}
+        return {name: found[name] for name in self.weights() if name in found}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of the model."""
+        return tuple(self.graph.measure(axis, {}) for axis in self.tensors[name].axes)
 
     def share(self, axis: AxisInfo, of: Literal["params", "macs"] = "params") -> float:
         """The fraction of the model's parameters or MACs that one index of ``axis`` carries, times the axis' size."""

@@ -2,7 +2,7 @@
 
 Networks repeat themselves, and one mode repeats the other. An operator that was seen before, with operands of the same
 shapes, strides and dtypes, returns tensors like those it returned then: its kernel need not run again. What is
-pointwise on contiguous operands of one shape, or a batch norm, returns the like for every shape.
+pointwise on contiguous operands of one shape returns the like for every shape, and is asked on the CPU, of one number.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from topiarist.graph.shapes import SHAPES, Made
+
 Key = tuple[Any, ...]
+_META = torch.device("meta")
 _FIRST = "the first operand, written into"
-_aten = torch.ops.aten
-_BATCH_NORMS = (_aten.native_batch_norm.default, _aten._native_batch_norm_legit.default)
 
 
 class Kernels:
@@ -37,6 +38,11 @@ class Kernels:
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What ``func`` returns."""
+        formula = SHAPES.get(func)
+        if formula is not None and not kwargs:
+            made = formula(*args)
+            if made is not None:
+                return _tensors(made, func)
         make_key = self._key.get(func)
         if make_key is None:
             make_key = self._key[func] = _key_of(func)
@@ -46,14 +52,13 @@ class Kernels:
         found = self._known.get((func, key))
         if found is not None:
             return _again(found, args)
-        out = func(*args, **kwargs)
-        if make_key(args, kwargs) != key:  # it has changed the shape of what it was given
-            return out
         self.num_run += 1
-        shape = _first(args).shape if key[0] is _ANY_SHAPE else None
-        self._known[func, key] = (
-            _FIRST if args and out is args[0] else _likeness(out, (shape, shape[1:2]) if shape else ())
-        )
+        if key[0] is _ANY_SHAPE and (like := _of_one_number(func, args)) is not None:
+            self._known[func, key] = like
+            return _again(like, args)
+        out = func(*args, **kwargs)
+        if make_key(args, kwargs) == key:  # else it has changed the shape of what it was given
+            self._known[func, key] = _FIRST if args and out is args[0] else _likeness(out)
         return out
 
 
@@ -69,8 +74,6 @@ def _key_of(func: Any) -> Callable[[Sequence[Any], Any], Key | None]:
     first operand with new values.
     """
     schema, tags = func._schema, func.tags
-    if func in _BATCH_NORMS:
-        return _batch_norm
     if torch.Tag.inplace in tags and torch.Tag.inplace_view not in tags and len(schema.returns) == 1:
         return _pointwise if torch.Tag.pointwise in tags else _in_place
     if schema.is_mutable or any(r.alias_info is not None for r in schema.returns):
@@ -83,7 +86,7 @@ def _nothing(args: Sequence[Any], kwargs: Any) -> None:
 
 
 def _exact(args: Sequence[Any], kwargs: Any) -> Key | None:
-    """Shapes, strides and dtypes of the tensors and all else as it is; None off the meta device."""
+    """Shapes, strides and dtypes of the tensors, if any, and all else as it is; None off the meta device."""
     key: list[Any] = []
     tensors = 0
     for value in (*args, *kwargs.items()) if kwargs else args:
@@ -100,7 +103,7 @@ def _exact(args: Sequence[Any], kwargs: Any) -> Key | None:
             key.append(inner or tuple((type(v), v) for v in value))
         else:
             key.append((type(value), value))
-    return tuple(key) if tensors else None
+    return tuple(key) if tensors or (kwargs and kwargs.get("device") == _META) else None
 
 
 def _pointwise(args: Sequence[Any], kwargs: Any) -> Key | None:
@@ -131,38 +134,35 @@ def _in_place(args: Sequence[Any], kwargs: Any) -> Key | None:
     return _pointwise(args, kwargs) if alone else _exact(args, kwargs)
 
 
-def _batch_norm(args: Sequence[Any], kwargs: Any) -> Key | None:
-    """For a contiguous input, and as many of everything as it has channels, the shape does not matter."""
-    x, *rest = args
-    tensors = [value for value in rest if isinstance(value, Tensor)]
-    fit = all(t.is_meta and t.shape == x.shape[1:2] for t in tensors)
-    if kwargs or not (fit and x.is_meta and x.is_contiguous() and x.dim() > 1):
-        return _exact(args, kwargs)
-    return (_ANY_SHAPE, *(v.dtype if isinstance(v, Tensor) else (type(v), v) for v in args), x.dim())
-
-
 # ------------------------------------------------------------------------------------------------------------- results
 
 
 class _Like(NamedTuple):
-    """A tensor of a dtype with this shape and these strides; contiguous, of the shape of the first operand or of its
-    channels, where there are none."""
+    """A tensor of a dtype with this shape and these strides; contiguous and of the shape of the first operand where
+    there are none."""
 
     dtype: torch.dtype
-    dim: int
     shape: torch.Size | None = None
     stride: tuple[int, ...] = ()
 
 
-def _likeness(out: Any, like: Sequence[torch.Size]) -> Any:
-    """What it takes to make tensors like ``out``, whose shapes are among ``like`` if there are some."""
+def _likeness(out: Any) -> Any:
+    """What it takes to make tensors like ``out``."""
     if isinstance(out, Tensor):
-        if not like:
-            return _Like(out.dtype, out.dim(), out.shape, out.stride())
-        if out.shape not in like or not out.is_contiguous():
-            raise AssertionError(f"shapes {like} give {out.shape}")
-        return _Like(out.dtype, out.dim())
-    return None if out is None else type(out)([_likeness(each, like) for each in out])
+        return _Like(out.dtype, out.shape, out.stride())
+    return None if out is None else type(out)([_likeness(each) for each in out])
+
+
+def _of_one_number(func: Any, args: Sequence[Any]) -> Any:
+    """What a pointwise operator makes of tensors of one number; None where the CPU does not know it."""
+    try:
+        small = [torch.ones((1,) * v.dim(), dtype=v.dtype) if isinstance(v, Tensor) else v for v in args]
+        out = func(*small)
+    except (RuntimeError, TypeError):
+        return None
+    if out is small[0]:
+        return _FIRST
+    return _Like(out.dtype) if isinstance(out, Tensor) and out.shape == _first(small).shape else None
 
 
 def _again(found: Any, args: Sequence[Any]) -> Any:
@@ -172,8 +172,13 @@ def _again(found: Any, args: Sequence[Any]) -> Any:
         return None if found is None else type(found)([_again(each, args) for each in found])
     if found.shape is not None:
         return torch.empty_strided(found.shape, found.stride, dtype=found.dtype, device="meta")
-    shape = _first(args).shape
-    return torch.empty(shape if found.dim == len(shape) else shape[1:2], dtype=found.dtype, device="meta")
+    return torch.empty(_first(args).shape, dtype=found.dtype, device="meta")
+
+
+def _tensors(made: Sequence[Made], func: Any) -> Any:
+    """Contiguous tensors, one alone or several as ``func`` returns them."""
+    tensors = tuple(torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in made)
+    return tensors[0] if len(func._schema.returns) == 1 else tensors
 
 
 def _first(args: Sequence[Any]) -> Tensor:

@@ -157,6 +157,9 @@ for _name in (
     setattr(Size, f"__{_name}__", _as_value(f"__{_name}__"))
 
 
+_MAY_HOLD = (Size, tuple, list, dict, slice)
+
+
 def plain(value: int) -> int:
     """The integer without its origin."""
     number: int = int.__index__(value)
@@ -169,7 +172,8 @@ def sizes_in(value: Any) -> Iterator[Size]:
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from sizes_in(item)
+            if isinstance(item, _MAY_HOLD):
+                yield from sizes_in(item)
     elif isinstance(value, dict):
         yield from sizes_in(list(value.values()))
     elif isinstance(value, slice):

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from topiarist.graph.copies import model_tensors
+
 
 @contextmanager
 def random_states_kept(model: nn.Module) -> Iterator[None]:
     """Put back the random states of Python, NumPy and torch (CPU, and CUDA where the model lies there)."""
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    devices = sorted({t.device.index for _, t, _ in model_tensors(model) if t.is_cuda})
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):

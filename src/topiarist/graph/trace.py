@@ -2,21 +2,24 @@
 
 The run is on meta tensors (shapes only), so its cost does not grow with width or FLOPs; where that fails it is repeated
 on fake tensors, which know their devices, and at last on real ones. Evaluation and training mode are both traced into
-the same axes. The caller's model is not touched: a structural copy that shares its parameters runs instead.
+the same axes, in one run where the mode makes no difference. The caller's model is not touched: a structural copy that
+shares its parameters runs instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, cast
 from weakref import ref
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules import module as torch_modules
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -26,10 +29,12 @@ from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph, nowhere
 from topiarist.graph.blueprint import read
-from topiarist.graph.copies import UncopiedError, model_tensors, structural_copy
+from topiarist.graph.copies import UncopiedError, model_tensors, named_modules, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
+from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
+from topiarist.graph.modes import Modes
 from topiarist.graph.readers import READERS, body_of
 from topiarist.graph.reasons import Kind
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
@@ -59,8 +64,7 @@ from topiarist.inputs import as_arguments, call, fresh
 from topiarist.outputs import tensors_in
 
 
-@dataclass(frozen=True)
-class Tracked:
+class Tracked(NamedTuple):
     """What is known of a tensor: its axes; per dimension, whether zeroing an index upstream zeroes it here too; the
     model tensor it is a reshaped view of, if any; whether it is one value everywhere; and the axes that are pinned as
     soon as its values are used, with the reason, as those that an argmax runs over."""
@@ -74,10 +78,13 @@ class Tracked:
 
 @dataclass(frozen=True, eq=False)
 class Cost:
-    """Multiply–accumulates: the product of the sizes of ``axes``; ``tensor`` is the weight that takes part, if any."""
+    """Multiply–accumulates: the product of the sizes of ``axes``; ``tensor`` is the weight that takes part, if any,
+    ``matrix`` says which of its dimensions are which, and ``modules`` which modules ran, the outermost first."""
 
     axes: tuple[Axis, ...]
     tensor: str | None
+    matrix: Matrix | None = None
+    modules: tuple[str, ...] = ()
 
 
 class Trace:
@@ -85,6 +92,7 @@ class Trace:
 
     def __init__(self) -> None:
         self.running: list[str] = []  # the modules that run at the moment, the outermost first
+        self.modes = Modes(self.running)
         self.order: dict[str, None] = {}  # every module that has run, the first to begin first
         self.graph = AxisGraph(self.here)
         self.costs: list[Cost] = []
@@ -94,11 +102,15 @@ class Trace:
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
         self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
+        self.carried: dict[str, Axis] = {}  # weight → the groups that it hands on one by one, as depthwise ones do
         self.used: set[str] = set()
         self.summed: dict[str, list[Axis]] = {}  # weight → axes of it that a product with activations sums over
         self.biases: dict[str, str] = {}  # weight → what is added to its outputs, one number each
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
+        self.scales: dict[str, None] = {}  # vectors of the model that activations are multiplied by, entry by entry
+        self.strides: dict[str, tuple[int, ...]] = {}  # of the model's tensors, by name
+        self.sources: dict[str, tuple[Axis, ...]] = {}  # their axes
         self.counting = True
         self.is_elsewhere = False  # on the meta device in place of another
         self.is_inside = False  # of an operator
@@ -106,6 +118,7 @@ class Trace:
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
         self._is_closed = False
+        self._place: tuple[str, str] | None = None  # where the operator stands that runs at the moment
         self._settled = (0, 0, 0)  # how many leaves, parts and constraints are accounted for
 
     def __getitem__(self, tensor: Tensor) -> Tracked:
@@ -127,8 +140,8 @@ class Trace:
         is_uniform: bool = False, pins: Sequence[tuple[Axis, str]] = (),
     ) -> None:  # fmt: skip
         """Say what the axes of ``tensor`` are, and the rest of `Tracked`; ``zero`` defaults to True everywhere."""
-        sizes = tuple(self.graph.find(axis).size for axis in axes)
-        if sizes != tuple(tensor.shape):
+        sizes = tuple([self.graph.find(axis).size for axis in axes])
+        if sizes != tensor.shape:
             raise AssertionError(f"a rule gave axes of sizes {sizes} to a tensor of shape {tuple(tensor.shape)}")
         zeros = (True,) * len(sizes) if zero is None else tuple(zero)
         if id(tensor) not in self._known:
@@ -144,9 +157,18 @@ class Trace:
         """Whether an operator or the model itself has made ``tensor``."""
         return id(tensor) in self._known
 
+    @property
+    def counts(self) -> bool:
+        """Whether what runs counts: in evaluation mode."""
+        return self.counting and not self.modes.is_training
+
     def here(self) -> tuple[str, str]:
         """The source line of the model's code that runs at the moment, and the module; empty where there is none."""
-        return (source_line(), self.running[-1]) if self.running else ("", "")
+        if not self.running:
+            return nowhere()
+        if self._place is None or not self.is_inside:
+            self._place = (source_line(), self.running[-1])
+        return self._place
 
     def pinned(self, sizes: Sequence[int], reason: str, kind: Kind = "order") -> list[Axis]:
         """New axes that may not shrink."""
@@ -172,11 +194,19 @@ class Trace:
         """Tie the contracted pair; exact where either side is zero at a zeroed index."""
         left, right = self[a[0]], self[b[0]]
         axis = self.unify(left.axes[a[1]], right.axes[b[1]], operator)
+        if left.source is None and right.source is None:
+            self.graph.mark_role(axis, "met")  # queries and keys, for one: no weight alone reads it
         if not (left.zero[a[1]] or right.zero[b[1]]):
             self.inexact(axis, operator)
         self.sums(*a)
         self.sums(*b)
         return axis
+
+    def scaled(self, tensor: Tensor) -> None:
+        """Note that activations are multiplied by ``tensor``, entry by entry; it is a scale where it is a vector."""
+        source = self[tensor].source
+        if source is not None and sum(size != 1 for size in tensor.shape) == 1:
+            self.scales[source] = None
 
     def sums(self, tensor: Tensor, dim: int) -> None:
         """Note that a product sums over dimension ``dim`` of ``tensor``, which may be a weight."""
@@ -190,10 +220,25 @@ class Trace:
         if names[0] is not None and names[1] is not None and bias.dim() == 1:
             self.biases[names[0]] = names[1]
 
-    def cost(self, *axes: Axis, source: str | None) -> None:
-        """Count multiply–accumulates: the product of the sizes of ``axes``."""
-        if self.counting:
-            self.costs.append(Cost(axes, source))
+    def cost(self, *axes: Axis, source: str | None, factor: tuple[Tensor, int, int] | None = None) -> None:
+        """Count multiply–accumulates: the product of the sizes of ``axes``.
+
+        ``factor`` is the view of the model tensor ``source`` that takes part, with the dimension of it that is summed
+        over and the one that is left.
+        """
+        if self.counts:
+            matrix = None if factor is None or source is None else self._matrix(source, *factor)
+            self.costs.append(Cost(axes, source, matrix, tuple(self.running)))
+
+    def _matrix(self, source: str, view: Tensor, inner: int, outer: int) -> Matrix | None:
+        """What two dimensions of a view, or of a rearranged copy, are in the model tensor ``source``."""
+        strides, axes = self.strides[source], self.sources[source]
+        if any(self._known[id(t)][1].source == source and t.stride() == strides and t.dim() == len(axes)
+               for t in self._sharing.get(_storage(view), ())):  # fmt: skip
+            return matrix_by_strides(strides, view, inner, outer)
+        held = [{leaf for leaf in self.graph.leaves(axis) if leaf.size > 1} for axis in axes]
+        factor = [{*self.graph.leaves(self[view].axes[dim])} for dim in (inner, outer)]
+        return matrix_by_leaves(held, *factor)
 
     def sized(self, value: int, axis: Axis) -> None:
         """A call fixed the size of ``axis`` to ``value``: remember where the number came from."""
@@ -219,6 +264,24 @@ class Trace:
         """The shape of ``tensor`` as integers that remember their axes."""
         sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self.axes_of(tensor)]
         return torch.Size(sizes)
+
+    def known_of(self, out: Any) -> list[Tracked] | None:
+        """What is known of what a module returned, a tensor or a tuple or list of some; None of anything else."""
+        tensors = [out] if isinstance(out, Tensor) else out
+        if not isinstance(tensors, (tuple, list)) or not all(isinstance(t, Tensor) for t in tensors):
+            return None
+        return [self._known[id(t)][1] for t in tensors]
+
+    def alike(self, before: list[Tracked] | None, after: list[Tracked] | None) -> bool:
+        """Whether no operator can tell one output from the other."""
+        if before is None or after is None or len(before) != len(after):
+            return False
+        return all(
+            len(a.axes) == len(b.axes)
+            and all(self.graph.find(left) is self.graph.find(right) for left, right in zip(a.axes, b.axes, strict=True))
+            and (a.zero, a.source, a.is_uniform, a.pins) == (b.zero, b.source, b.is_uniform, b.pins)
+            for a, b in zip(before, after, strict=True)
+        )
 
     def forget(self) -> None:
         """Forget every tensor that is not the model's own, also where somebody has kept one without values."""
@@ -254,34 +317,40 @@ class Trace:
 
     def operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Let the rule of ``func`` speak, or pin everything where there is none."""
+        self._place = None
         outputs = [out] if isinstance(out, Tensor) else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        operands = (args, kwargs)
         if not outputs:  # a number, and whoever asks for it reads what it is of
-            for tensor in (t for t in tree_leaves(operands) if isinstance(t, Tensor)):
+            for tensor in (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
                 self[tensor]
             return
-        kwargs = {k: v for k, v in kwargs.items() if k != "out"}  # the tensor to write into is the output
-        name = str(func.overloadpacket)
+        if "out" in kwargs:  # the tensor to write into is the output
+            kwargs = {k: v for k, v in kwargs.items() if k != "out"}
         found = RULES.get(func) or RULES.get(func.overloadpacket)
-        kind: Kind = "operator"
-        reason = f"no rule for the operator {name}"
+        failure: Exception | None = None
         if found is not None:
             try:
                 found(self, out, *args, **kwargs)
             except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
-                name = f"{name} ({type(error).__name__} in its rule: {error})"
-                reason, kind = f"the rule of the operator {name} does not hold", "rule"
-                found = None
-        if found is None:
-            if name not in self.unknown:
-                self.unknown[name] = ", in ".join(filter(None, self.here()))
-                if kind == "operator":
-                    self.stubs[name] = stub(func, args, kwargs, out, self.unknown[name])
-            self.pin_all((t for t in tree_leaves(operands) if isinstance(t, Tensor)), reason, kind)
-            for tensor in outputs:
-                self.put(tensor, self.pinned(tensor.shape, reason, kind))
+                failure = error
+        if found is None or failure is not None:
+            self._pin_unruled(func, args, kwargs, out, failure)
         if func._schema.is_mutable:
             self._written(outputs)
+
+    def _pin_unruled(self, func: Any, args: Any, kwargs: Any, out: Any, failure: Exception | None) -> None:
+        """Pin what an operator touches that has no rule, or whose rule has failed."""
+        name, kind = str(func.overloadpacket), cast("Kind", "operator" if failure is None else "rule")
+        reason = f"no rule for the operator {name}"
+        if failure is not None:
+            name = f"{name} ({type(failure).__name__} in its rule: {failure})"
+            reason = f"the rule of the operator {name} does not hold"
+        if name not in self.unknown:
+            self.unknown[name] = ", in ".join(filter(None, self.here()))
+            if failure is None:
+                self.stubs[name] = stub(func, args, kwargs, out, self.unknown[name])
+        self.pin_all((t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)), reason, kind)
+        for tensor in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
+            self.put(tensor, self.pinned(tensor.shape, reason, kind))
 
     def pin_all(self, tensors: Iterable[Tensor], reason: str, kind: Kind = "order") -> None:
         """Pin every axis of some tensors."""
@@ -320,20 +389,22 @@ class Trace:
         else:
             for size in sizes_in((args, kwargs)):
                 self.on_value(size.expression)
-            self.pin_unsettled(f"its size is set inside {name}", tensors_in((args, kwargs)))
+            self.pin_unsettled(f"its size is set inside {name}", (args, kwargs))
         self.settle()
         foreign = [t for t in made if not self.knows(t)]
         if foreign or (isinstance(out, (np.ndarray, list, torch.UntypedStorage, torch.TypedStorage)) and not made):
             self.pin_all(tensors_in((args, kwargs)), f"its values leave torch's operators in {name}", "foreign")
 
-    def pin_unsettled(self, reason: str, operands: Sequence[Tensor] = ()) -> None:
+    def pin_unsettled(self, reason: str, operands: Any = ()) -> None:
         """Pin the parts made since the last function that neither a constraint nor a dimension of its operands
         accounts for: their sizes are hidden literals."""
         ages, parts, constraints = self._settled
-        found = [*self.graph.younger(ages), *self.graph.parts[parts:]]
+        found: list[Axis] = []
+        if self.graph.age > ages or len(self.graph.parts) > parts:
+            found = [*self.graph.younger(ages), *self.graph.parts[parts:]]
         if found:
             given = [c.axis for c in self.constraints[constraints:]]
-            given.extend(axis for tensor in operands for axis in self[tensor].axes)
+            given.extend(axis for tensor in tensors_in(operands) for axis in self[tensor].axes)
             known = {tuple(self.graph.leaves(axis)) for axis in given}
             for part in found:
                 if tuple(self.graph.leaves(part)) not in known:
@@ -355,7 +426,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before, self.trace.is_inside = self.trace.is_inside, True
         try:
             out = self.trace.kernels(func, args, kwargs)
-            if self.trace.counting and (values := numbers_in(func, args, kwargs)):
+            if self.trace.counts and (values := numbers_in(func, args, kwargs)):
                 self.trace.numbers.append(Number(func.name(), values))
             self.trace.operator(func, args, kwargs, out)
         finally:
@@ -420,7 +491,7 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
     if not isinstance(model, nn.Module):
         raise InputError(f"trace takes a torch.nn.Module, got {type(model).__name__}")
     as_arguments(example_inputs)  # refuses what is no arguments
-    lazy = [name for name, p in model.named_parameters() if torch.nn.parameter.is_lazy(p)]
+    lazy = [name for name, tensor, _ in model_tensors(model) if torch.nn.parameter.is_lazy(tensor)]
     if lazy:
         raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
     blueprint = None if uniform is None else read(model, uniform)
@@ -440,6 +511,8 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
                 errors[mode] = without_frames(error)
             if mode == "evaluation":
                 used, without_values = set(state.used), None if errors else ran
+                if state.modes.are_one:
+                    break
     state.close()
     if "evaluation" in errors:
         raise _trace_error(model, example_inputs, errors["evaluation"])
@@ -468,7 +541,8 @@ def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
             continue
         first[id(tensor)] = name
         state.own[id(tensor)] = tensor
-        axes = tuple(state.graph.leaf(size) for size in tensor.shape)
+        state.strides[name] = tensor.stride() if tensor.layout is torch.strided else ()
+        axes = state.sources[name] = tuple(state.graph.leaf(size) for size in tensor.shape)
         state.put(tensor, axes, [kind == "parameter"] * len(axes), source=name)  # masks zero parameters only
         if kind == "parameter":
             state.parameters.add(name)
@@ -540,9 +614,10 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
     state.running.clear()
     clone.train(training)
     with ExitStack() as stack:
-        for name, module in clone.named_modules():
-            module.register_forward_pre_hook(_entered(state, name))
-            module.register_forward_hook(_recorder(state, name))
+        if not training:
+            state.modes = Modes(state.running)
+            stack.enter_context(state.modes.watched(clone))
+        stack.enter_context(_followed(state, clone))
         stack.enter_context(attributes.replaced(clone, lambda path, value: Size(value, Attribute(path), state)))
         stack.enter_context(plain_operators())
         stack.enter_context(_Operators(state))
@@ -554,24 +629,36 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
             state.graph.pin(axis, "it is a dimension of the model's output", "output")
 
 
-def _entered(state: Trace, name: str) -> Callable[[nn.Module, Any], None]:
+@contextmanager
+def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
+    """Inside the ``with``, the trace knows which of the modules run, and what they return."""
+    names = {id(module): name for name, module in named_modules(model)}
+
     def enter(module: nn.Module, args: Any) -> None:
-        del module, args
-        state.order[name] = None
-        state.running.append(name)
+        name = names.get(id(module))
+        if name is not None:
+            state.order[name] = None
+            state.running.append(name)
 
-    return enter
-
-
-def _recorder(state: Trace, name: str) -> Callable[[nn.Module, Any, Any], None]:
-    def record(module: nn.Module, args: Any, out: Any) -> None:
-        del module, args
+    def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        name = names.get(id(module))
+        if name is None:
+            return
         while state.running and state.running.pop() != name:
             pass  # a module inside that raised, and whose error the model caught
         for tensor in tensors_in(out):
             state.outputs.setdefault(name, []).extend(state.axes_of(tensor))
+        if state.modes.are_to_be_compared(name):
+            before = state.known_of(out)
+            state.modes.compare(name, lambda: state.alike(before, state.known_of(module(*args, **kwargs))))
 
-    return record
+    handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        torch_modules._global_forward_hooks_with_kwargs.pop(handles[1].id, None)  # torch 2.13 leaves this one behind
 
 
 def _storage(tensor: Tensor) -> int:

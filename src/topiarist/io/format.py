@@ -199,6 +199,17 @@ def encode(tensor: Tensor) -> dict[str, Tensor]:
     return parts
 
 
+def num_bytes(num: int, num_nonzero: int, itemsize: int) -> int:
+    """How many bytes `encode` makes of a tensor of ``num`` entries whose zeros are all +0.0.
+
+    Example:
+        >>> num_bytes(201, 1, 4), num_bytes(8, 1, 4)
+        (30, 32)
+    """
+    sparse = (num + 7) // 8 + num_nonzero * itemsize
+    return sparse if sparse + _ENTRY < num * itemsize else num * itemsize
+
+
 def decode(bits: Tensor, values: Tensor, signs: Tensor | None, shape: list[int], dtype: torch.dtype) -> Tensor:
     """The tensor that `encode` stored as ``bits``, ``values`` and perhaps ``signs``.
 

@@ -1,6 +1,27 @@
-"""Reversible pruning, for training: masks held at zero, or a layer that multiplies by its mask."""
+"""Pruning while training: masks held at zero, masks that move, gates that learn, and pressure towards zero."""
 
 from topiarist.mask.attach import active_plan, mask, reapply, unmask
 from topiarist.mask.dense import PrunableDense
+from topiarist.mask.gates import Gates
+from topiarist.mask.lagrangian import AugmentedLagrangian
+from topiarist.mask.penalties import GroupLasso, GrowingL2, ImportanceL2, ScaleL1
+from topiarist.mask.regrow import Regrower
+from topiarist.mask.straight_through import StraightThrough
+from topiarist.mask.units import units_in
 
-__all__ = ["PrunableDense", "active_plan", "mask", "reapply", "unmask"]
+__all__ = [
+    "AugmentedLagrangian",
+    "Gates",
+    "GroupLasso",
+    "GrowingL2",
+    "ImportanceL2",
+    "PrunableDense",
+    "Regrower",
+    "ScaleL1",
+    "StraightThrough",
+    "active_plan",
+    "mask",
+    "reapply",
+    "units_in",
+    "unmask",
+]

@@ -5,7 +5,7 @@ from topiarist.measure.latency import Latency, compare, latency
 from topiarist.measure.macs import MacCount, macs, nonzero_macs
 from topiarist.measure.memory import peak_activation_bytes
 from topiarist.measure.params import num_nonzero, num_params
-from topiarist.measure.size import bytes_in_memory, bytes_on_disk
+from topiarist.measure.size import bytes_in_memory, bytes_on_disk, bytes_stored
 from topiarist.measure.summary import Measurement, measure
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Measurement",
     "bytes_in_memory",
     "bytes_on_disk",
+    "bytes_stored",
     "compare",
     "evaluate",
     "latency",

@@ -148,7 +148,7 @@ def _processor() -> str:
 
 def _names(results: Sequence[Result]) -> list[str]:
     """What each network is called: masked or shrunk, and by which structure where there are several."""
-    kinds = ["masked" if result.plan.structure == "weight" else "shrunk" for result in results]
+    kinds = ["masked" if result.plan.structure == "weight" or result.plan.zeroed else "shrunk" for result in results]
     return [
         f"{kind} ({result.plan.structure})" if kinds.count(kind) > 1 else kind
         for kind, result in zip(kinds, results, strict=True)

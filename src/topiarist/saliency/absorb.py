@@ -29,7 +29,7 @@ class Absorbing:
         if not slices.weights:
             return torch.zeros(slices.units.num, dtype=torch.float64)
         merges, _ = self.merges(slices)
-        return in_order(merges, slices.units.num).to(slices.weights[0].device)
+        return in_order([m.gone for m in merges], [m.cost for m in merges]).to(slices.weights[0].device)
 
     def compensate(
         self, weights: Mapping[str, Tensor], removed: Mapping[str, Tensor], stats: Statistics

@@ -23,6 +23,7 @@ class APoZ:
         InputError: the threshold is negative or not finite.
 
     Example:
+        >>> import torch
         >>> from topiarist.plan import Units
         >>> seen = Activations(*torch.zeros(3, 2), zeros=torch.tensor([1.0, 0.25]))
         >>> APoZ()(Slices(Units("fc", 2, ()), (), {UnitMoments(): seen}))

@@ -53,7 +53,9 @@ class Correlated(Absorbing):
         second = seen.covariance if shifts else seen.covariance + torch.outer(seen.mean, seen.mean)
         power, outgoing = second.diagonal(), consuming(slices).clone()
         both = torch.outer(power, power)
-        explained = torch.where(both > 0, (second * second.mT) / both, 0.0)  # ρ², the same from both sides to the last bit
+        explained = torch.where(
+            both > 0, (second * second.mT) / both, 0.0
+        )  # ρ², the same from both sides to the last bit
         unexplained = torch.where(power[:, None] > 0, 1 - explained, 0.0).clamp(min=0.0)
 
         def stand_in(merge: Merge) -> tuple[float, float]:

@@ -25,8 +25,8 @@ class Cosine:
     Example:
         >>> from topiarist.plan import Units
         >>> slices = Slices(Units("fc", 3, ()), (torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]),))
-        >>> Cosine()(slices).tolist()
-        [0.0, 1.0, 1.0]
+        >>> Cosine()(slices)
+        tensor([0.0000, 1.0000, 1.0000], dtype=torch.float64)
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -37,4 +37,4 @@ class Cosine:
         filters = making(slices)
         norms = torch.linalg.vector_norm(filters, dim=1)
         merges = pair_off(apart(filters, "cosine"), torch.ones(len(filters)), norms)
-        return in_order(merges, len(filters)).to(filters.device)
+        return in_order([m.gone for m in merges], [m.cost for m in merges]).to(filters.device)

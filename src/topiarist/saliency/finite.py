@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -28,7 +29,7 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
         if not tensor.numel() or tensor.is_meta:
             continue
         low, high = torch.aminmax(tensor.detach())
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+        if not (math.isfinite(low) and math.isfinite(high)):
             flat = tensor.detach().reshape(-1)
             index = int((~torch.isfinite(flat)).nonzero()[0])
             raise InputError(

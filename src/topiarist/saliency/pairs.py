@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,8 +31,8 @@ def pair_off(
 ) -> list[Merge]:
     """Remove one unit after the other, each time the one that is cheapest to replace by another that is still there.
 
-    Replacing u by v costs ``matters[u] · distance[u, v]``, as in Srinivas & Babu 2015. Nearest neighbours are kept and only those of what has gone
-    looked up again: about n² steps in all.
+    Replacing u by v costs ``matters[u] · distance[u, v]``, as in Srinivas & Babu 2015. Nearest neighbours are kept and
+    only those of what has gone looked up again: about n² steps in all.
 
     Args:
         distance: (num units, num units), how badly column v stands in for row u; the diagonal is not read.
@@ -71,19 +72,18 @@ def _cheapest(near: Tensor, matters: Tensor, ties: Tensor, left: Tensor) -> int:
     return int(lowest[ties[lowest].argmin()])
 
 
-def in_order(merges: Sequence[Merge], num: int) -> Tensor:
-    """Scores by which the lowest go first in the order of ``merges``: float64 of shape (num units,).
+def in_order(order: Sequence[int], costs: Sequence[float]) -> Tensor:
+    """Scores by which the lowest go first in just this order: float64 of shape (num units,).
 
-    A score is the cost, where it does not fall; where it does, the next number above the one before.
+    A score is the cost, where costs rise; where they do not, or are infinite, the next number above the one before.
 
     Example:
-        >>> in_order([Merge(1, 0, 2.0), Merge(2, 0, 1.0), Merge(0, None, torch.inf)], 3)
-        tensor([2., 2., 2.], dtype=torch.float64)
+        >>> in_order([1, 2, 0], [2.0, 1.0, 4.0])
+        tensor([4.0000, 2.0000, 2.0000], dtype=torch.float64)
     """
-    scores, last = torch.zeros(num, dtype=torch.float64), -torch.inf
-    for merge in merges:
-        above = torch.nextafter(torch.tensor(last, dtype=torch.float64), torch.tensor(torch.inf, dtype=torch.float64))
-        cost = merge.cost if merge.kept is not None else max(last, 0.0)
-        last = max(cost, float(above)) if last > -torch.inf else cost
-        scores[merge.gone] = last
+    scores, last = torch.zeros(len(order), dtype=torch.float64), -math.inf
+    for unit, cost in zip(order, costs, strict=True):
+        above = 0.0 if last == -math.inf else math.nextafter(last, math.inf)
+        last = cost if last < cost < math.inf else above
+        scores[unit] = last
     return scores

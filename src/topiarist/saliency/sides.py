@@ -36,9 +36,7 @@ def _sided(slices: Slices) -> list[tuple[Tensor, str]]:
             f"the units of {slices.units.name!r} are entries of a weight: nothing makes or consumes them; "
             f"try structure='channel' or saliency='l2'"
         )
-    sides = [member.side for member in members]
-    if len(sides) != len(slices.weights):
-        raise InputError(f"{slices.units.name!r} has {len(sides)} members and {len(slices.weights)} weights")
+    sides = [member.side for member in members] or [""] * len(slices.weights)  # without members none is known
     return list(zip(slices.weights, sides, strict=True))
 
 

@@ -32,8 +32,8 @@ class Similar(Absorbing):
         >>> from topiarist.plan import Member, Units
         >>> members = (Member("1", 0, torch.arange(3), "out"), Member("2", 1, torch.arange(3), "in"))
         >>> incoming, outgoing = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), torch.ones(3, 1)
-        >>> Similar()(Slices(Units("fc", 3, members), (incoming, outgoing))).tolist()
-        [0.0, 18.0, 18.0]
+        >>> Similar()(Slices(Units("fc", 3, members), (incoming, outgoing)))
+        tensor([0.0000, 2.0000, 2.0000], dtype=torch.float64)
     """
 
     normalize: bool = True

@@ -35,20 +35,6 @@ def linear(progress: float, final: float) -> float:
     return final * progress
 
 
-def cubic(progress: float, final: float) -> float:
-    """Fast at first, slower as less is left: s(t) = s_f · (1 − (1 − t)³) (AGP; Zhu & Gupta 2017, from 0).
-
-    Raises:
-        InputError: ``progress`` or ``final`` lies outside [0, 1].
-
-    Example:
-        >>> [round(cubic(step / 10, 0.9), 4) for step in (0, 1, 5, 10)]
-        [0.0, 0.2439, 0.7875, 0.9]
-    """
-    check(progress, final)
-    return final * (1 - math.pow(1 - progress, 3))
-
-
 def exponential(progress: float, final: float) -> float:
     """What remains shrinks by the same factor at every step: 1 − s(t) = (1 − s_f)^t (Tanaka et al. 2020, SynFlow).
 

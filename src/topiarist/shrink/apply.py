@@ -41,10 +41,9 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
           (2): Linear(in_features=2, out_features=1, bias=True)
         )
     """
-    if plan.structure == "weight":
-        raise InputError(
-            "single weights leave shapes as they are: use topiarist.mask, or a structure such as 'channel'"
-        )
+    if plan.structure == "weight" or plan.zeroed:
+        what = "single weights" if plan.structure == "weight" else f"units of {plan.structure!r}"
+        raise InputError(f"{what} leave shapes as they are: use topiarist.mask, or a structure such as 'channel'")
     small = structural_copy(model, _tensors(model, plan))
     attributes.update(small, plan.attributes)
     synchronise(small)
@@ -56,12 +55,15 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
 def _tensors(model: nn.Module, plan: Plan) -> dict[int, Any]:
     """The tensors of the smaller model by the ids of those of ``model``: what is cut is never copied whole."""
     made: dict[int, Any] = {}
+    kept: dict[tuple[int, torch.device], Tensor] = {}
+    held = {name: tensor for name, tensor, _ in model_tensors(model)}
     for name, slices in plan.slices.items():
-        tensor = _held(model, name)
+        tensor = held[name] if name in held else _held(model, name)
         if id(tensor) not in made:  # tied tensors are one object, and stay it
-            made[id(tensor)] = _like(tensor, _cut(name, tensor.data, slices))
-    for _, tensor, _ in model_tensors(model):
-        copy.deepcopy(tensor, made)
+            made[id(tensor)] = _like(tensor, _cut(name, tensor.data, slices, kept))
+    for tensor in held.values():
+        if id(tensor) not in made:
+            copy.deepcopy(tensor, made)
     return made
 
 
@@ -89,7 +91,8 @@ def _like(tensor: Tensor, data: Tensor) -> Tensor:
     return copied
 
 
-def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...]) -> Tensor:
+def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...], known: dict[tuple[int, torch.device], Tensor]) -> Tensor:
+    """``tensor`` without what the slices remove; ``known`` are the indices that stay, of slices met before."""
     small = tensor
     for piece in slices:
         if piece.dim >= small.dim() or small.shape[piece.dim] != piece.removed.numel():
@@ -97,8 +100,10 @@ def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...]) -> Tensor:
                 f"{name} has shape {tuple(tensor.shape)}, the plan was made for size {piece.removed.numel()} "
                 f"in dimension {piece.dim}"
             )
-        kept = (~piece.removed).nonzero().flatten().to(small.device)
-        small = small.index_select(piece.dim, kept)
+        key = (id(piece.removed), small.device)
+        if key not in known:
+            known[key] = (~piece.removed).nonzero().flatten().to(small.device)
+        small = small.index_select(piece.dim, known[key])
     return small
 
 

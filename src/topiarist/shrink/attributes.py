@@ -8,19 +8,21 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
+from topiarist.graph.copies import named_modules
+
+_SIZED = (nn.Linear, _ConvNd, nn.GroupNorm, nn.Embedding, nn.PReLU)
+
 
 def synchronise(model: nn.Module) -> None:
     """Set ``in_features``, ``out_channels``, ``num_features`` and their like from the shapes of the tensors."""
-    for module in model.modules():
-        weight = _weight(module)
-        if weight is not None:
+    for _, module in named_modules(model):
+        if isinstance(module, _SIZED) and (weight := _weight(module)) is not None:
             _synchronise(module, weight)
         if isinstance(module, _NormBase):
             sized = [t for t in (module.weight, module.running_mean) if isinstance(t, Tensor)]
             module.num_features = sized[0].shape[0] if sized else module.num_features
 
 
-@torch.no_grad()
 def _weight(module: nn.Module) -> Tensor | None:
     """The weight of a module, if it has one; where it is computed, in evaluation mode, which changes nothing."""
     if not parametrize.is_parametrized(module, "weight"):
@@ -28,7 +30,8 @@ def _weight(module: nn.Module) -> Tensor | None:
         return weight if isinstance(weight, Tensor) else None
     training = {part: part.training for part in module.modules()}
     try:
-        computed: Tensor = module.eval().weight  # type: ignore[assignment]
+        with torch.no_grad():
+            computed: Tensor = module.eval().weight  # type: ignore[assignment]
         return computed
     finally:
         for part, mode in training.items():

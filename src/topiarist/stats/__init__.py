@@ -3,6 +3,7 @@
 from topiarist.stats.activations import Gram, Inputs, Moments, collect_inputs
 from topiarist.stats.collect import collect
 from topiarist.stats.gradients import Gradients, collect_gradients
+from topiarist.stats.movement import record_movement
 from topiarist.stats.preserve import preserved
 from topiarist.stats.statistic import Batch, Need, PerParameter, Statistic, Statistics, Subject
 from topiarist.stats.uses import Use, Watch
@@ -25,5 +26,6 @@ __all__ = [
     "collect_gradients",
     "collect_inputs",
     "preserved",
+    "record_movement",
     "start",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from topiarist.errors import InputError
@@ -70,8 +71,11 @@ def _one_pass(
     turn: int,
 ) -> None:
     model, function = subject.model, loss if any(s.reads == "loss" for s in active) else None
-    watch, number = _watch(model, active), 0
-    with preserved(model), torch.set_grad_enabled(function is not None):
+    watch, number, keeps = _watch(model, active), 0, any(s.keeps_graph for s in active)
+    with preserved(model), torch.set_grad_enabled(function is not None), ExitStack() as entered:
+        entered.enter_context(_differentiable_twice(keeps))
+        for statistic in active:
+            entered.enter_context(statistic.hooked(model))
         model.eval()
         if function is not None:
             for parameter in subject.parameters.values():
@@ -81,9 +85,8 @@ def _one_pass(
             data.set_epoch(0)  # the same batches each time, also where a run was resumed
         for raw in islice(data, num_batches):
             number += 1
-            keeps = any(s.keeps_graph for s in active)
             with nullcontext() if watch is None else watch:
-                batch = _run(subject, raw, function, number, turn, watch, keeps)
+                batch = _run(active, subject, raw, function, number, turn, watch, keeps)
                 if any(s.watches == "backward" for s in active):
                     _ = batch.gradients
             for statistic in active:
@@ -92,6 +95,14 @@ def _one_pass(
                 progress({"step": number})
     if not number:
         raise InputError("the data yielded no batch; is the loader empty, or an iterator that is used up?")
+
+
+@contextmanager
+def _differentiable_twice(wanted: bool) -> Iterator[None]:
+    """Inside, attention and recurrent layers run by kernels whose backward pass has one of its own."""
+    cudnn = torch.backends.cudnn
+    with sdpa_kernel(SDPBackend.MATH) if wanted else nullcontext(), cudnn.flags(enabled=not wanted and cudnn.enabled):
+        yield
 
 
 def _watch(model: nn.Module, active: list[Statistic]) -> Watch | None:
@@ -110,14 +121,24 @@ def _watch(model: nn.Module, active: list[Statistic]) -> Watch | None:
 
 
 def _run(
-    subject: Subject, raw: Any, loss: Loss | None, number: int, turn: int, watch: Watch | None, keeps: bool
+    active: list[Statistic],
+    subject: Subject,
+    raw: Any,
+    loss: Loss | None,
+    number: int,
+    turn: int,
+    watch: Watch | None,
+    keeps: bool,
 ) -> Batch:
     device = next((p.device for p in subject.model.parameters()), torch.device("cpu"))
     pair = (inputs_of(raw), None) if loss is None else as_batch(raw)
     inputs, targets = tree_map_only(Tensor, lambda t: t.to(device), pair)
+    size = _num_samples(inputs)
+    for statistic in active:
+        statistic.on_start(size)
     outputs = call(subject.model, inputs)
     value = None if loss is None else _checked(loss(outputs, targets), number)
-    return Batch(subject, inputs, targets, outputs, value, loss, _num_samples(inputs), number, turn, watch, keeps)
+    return Batch(subject, inputs, targets, outputs, value, loss, size, number, turn, watch, keeps)
 
 
 def _checked(value: Any, number: int) -> Tensor:

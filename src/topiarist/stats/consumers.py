@@ -41,7 +41,7 @@ class Consumers(Statistic):
     def gone(self, units: Units, removed: Mapping[str, Tensor]) -> Tensor:
         """Which units go, by the masks of parameters: bool (num units,)."""
         rows = [by_unit(removed[m.tensor], m, units.num).all(1) for m in units.members if m.tensor in removed]
-        return torch.stack(rows).all(0) if rows else torch.zeros(units.num, dtype=torch.bool)
+        return torch.stack(rows).all(0).cpu() if rows else torch.zeros(units.num, dtype=torch.bool)
 
     def absorb(
         self, weights: dict[str, Tensor], units: Units, gone: int, kept: int | None, scale: float, constant: float
@@ -64,6 +64,17 @@ class Consumers(Statistic):
                 outputs = next(d for d in range(features.dim()) if d != member.dim)
                 shift = features.sum([d for d in range(features.dim()) if d != outputs])
                 weights[name] = weights[name] + (constant * shift).to(weights[name].dtype)
+
+    def scale(self, weights: dict[str, Tensor], units: Units, scales: Tensor) -> None:
+        """Multiply what consumes each unit by its own number, float64 (num units,)."""
+        for member in (m for m in units.members if m.side == "in"):
+            assert member.dim is not None  # noqa: S101 entries have no side
+            assert member.unit is not None  # noqa: S101
+            weight = weights[member.tensor]
+            factor = torch.where(member.unit >= 0, scales[member.unit.clamp(min=0)], 1.0)
+            shape = [1] * weight.dim()
+            shape[member.dim] = -1
+            weights[member.tensor] = weight * factor.view(shape).to(weight)
 
 
 def _positions(member: Member, unit: int) -> Tensor:

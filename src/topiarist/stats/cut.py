@@ -19,8 +19,12 @@ def by_unit(tensor: Tensor, member: Member, num: int) -> Tensor:
                 [2, 4]])
     """
     tensor = tensor.detach()
-    if member.dim is None or member.unit is None:
+    if member.unit is None:
         return tensor.reshape(num, 1)
+    if member.dim is None:
+        return _entries_by_unit(tensor, member.unit, num)
+    if len(member.unit) == num and torch.equal(member.unit, torch.arange(num)):  # one a position, as mostly
+        return tensor.movedim(member.dim, 0).reshape(num, -1)
     positions = torch.argsort(member.unit, stable=True)[int((member.unit < 0).sum()) :]
     first = int(positions[0]) if len(positions) else 0
     if torch.equal(positions, torch.arange(first, first + len(positions))):  # in a row, as mostly: no copy of its own
@@ -28,6 +32,21 @@ def by_unit(tensor: Tensor, member: Member, num: int) -> Tensor:
     else:
         part = tensor.index_select(member.dim, positions.to(tensor.device))
     return torch.unflatten(part, member.dim, (num, -1)).movedim(member.dim, 0).reshape(num, -1)
+
+
+def _entries_by_unit(tensor: Tensor, unit: Tensor, num: int) -> Tensor:
+    """The same where units are sets of entries; units with fewer entries than others are filled up with zeros."""
+    order = torch.argsort(unit, stable=True)[int((unit < 0).sum()) :]
+    sorted_unit = unit[order]
+    counts = torch.bincount(sorted_unit, minlength=num)
+    values = tensor.reshape(-1)[order.to(tensor.device)]
+    most = int(counts.max()) if len(order) else 0
+    if bool((counts == most).all()):
+        return values.view(num, most)
+    place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[sorted_unit]
+    rows = values.new_zeros(num, most)
+    rows[sorted_unit.to(rows.device), place.to(rows.device)] = values
+    return rows
 
 
 def rows_of(units: Units, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

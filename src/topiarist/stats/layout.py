@@ -62,6 +62,18 @@ class Layout:
         outputs = math.prod(shape[1 : self.num_outer])
         return self.weight(per_input[:, None].expand(-1, outputs, -1).contiguous())
 
+    def runs(self, m: int) -> Tensor:
+        """Which run of m inputs in a row each input belongs to, for a convolution of channels at one place of its
+        kernel: int64 (inputs,).
+
+        Example:
+            >>> Layout((1, 5), (1, 1, 5), (0, 1, 2), 2).runs(2).tolist()
+            [0, 0, 1, 1, 2]
+        """
+        first, *places = [self.split[d] for d in self.order[self.num_outer :]]
+        num = math.prod(places)
+        return (torch.arange(first)[:, None] // m * num + torch.arange(num)).flatten()
+
     def rows(self) -> Tensor:
         """For every entry of the weight, the number of the output that it belongs to: int64 of its shape."""
         shape = [self.split[d] for d in self.order]

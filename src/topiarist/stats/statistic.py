@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,12 +21,16 @@ Loss = Callable[[Any, Any], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What statistics are about: a model, and for those that need them its units, axes and example inputs."""
+    """What statistics are about: a model, and for those that need them its units, axes and example inputs.
+
+    ``removed`` maps parameters to what an earlier cut has removed of them, bool of their shapes.
+    """
 
     model: nn.Module
     units: tuple[Units, ...] = ()
     axes: Axes | None = None
     example_inputs: Any = None
+    removed: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
@@ -83,6 +88,14 @@ class Statistic:
     num_passes: int = 1
     watches: Literal["", "forward", "backward"] = ""
     keeps_graph: bool = False
+
+    def hooked(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Entered around each pass, for those that look at modules: what it hangs on ``model`` it takes off again."""
+        del model
+        return nullcontext()
+
+    def on_start(self, size: int) -> None:
+        """A batch of ``size`` examples is about to run."""
 
     def on_use(self, use: Use) -> None:
         """Take in a use of a weight, on the way forward."""

@@ -6,11 +6,24 @@ from collections.abc import Iterable
 
 from topiarist.errors import InputError, nearest
 from topiarist.stats.activations import Gram, Inputs, Moments
+from topiarist.stats.diagonal import HessianDiagonal
+from topiarist.stats.flow import Flow
+from topiarist.stats.gates import GateGradients
 from topiarist.stats.gradients import Gradients
+from topiarist.stats.leave_out import LossChanges
+from topiarist.stats.scales import Scales
+from topiarist.stats.squares import SquaredExampleGradients, SquaredGradients
 from topiarist.stats.statistic import Factory, Need, Statistic, Subject
 
 STATISTICS: dict[str, Factory] = {
     "gradients": Gradients,
+    "squared gradients": SquaredGradients,
+    "squared gradients of examples": SquaredExampleGradients,
+    "hessian diagonal": HessianDiagonal(),
+    "gate gradients": GateGradients,
+    "loss changes": LossChanges,
+    "scales": Scales,
+    "flow": Flow,
     "activations": lambda subject: Inputs(subject, Moments),
     "gram": lambda subject: Inputs(subject, Gram),
 }

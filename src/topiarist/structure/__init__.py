@@ -1,23 +1,42 @@
-"""What one unit is: a weight, a channel, a head."""
+"""What one unit is: a weight, n of m, a block, a kernel, a channel, a head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 from torch import nn
 
-from topiarist.errors import InputError, nearest
+from topiarist.errors import InputError
 from topiarist.structure.base import Structure
+from topiarist.structure.block import Block
 from topiarist.structure.channel import Channel
 from topiarist.structure.head import Head
+from topiarist.structure.kernel import Kernel, Vector
+from topiarist.structure.nm import NM
+from topiarist.structure.pattern import Pattern
+from topiarist.structure.permutation import Permuted, permute
 from topiarist.structure.rounding import multiple_for
+from topiarist.structure.strided import Strided
 from topiarist.structure.weight import Weight
+from topiarist.structure.words import STRUCTURES, named
 
-__all__ = ["STRUCTURES", "Channel", "Head", "Structure", "Weight", "resolve"]
-
-STRUCTURES: dict[str, Callable[[], Structure]] = {"weight": Weight, "channel": Channel, "head": Head}
+__all__ = [
+    "NM",
+    "STRUCTURES",
+    "Block",
+    "Channel",
+    "Head",
+    "Kernel",
+    "Pattern",
+    "Permuted",
+    "Strided",
+    "Structure",
+    "Vector",
+    "Weight",
+    "permute",
+    "resolve",
+]
 
 
 def resolve(
@@ -36,9 +55,7 @@ def resolve(
         Channel(round_to=8)
     """
     if isinstance(structure, str):
-        if structure not in STRUCTURES:
-            raise InputError(f"unknown structure {structure!r} ({nearest(structure, STRUCTURES)})")
-        structure = STRUCTURES[structure]()
+        structure = named(structure)
     if round_to is None:
         return structure
     if not isinstance(structure, Channel):

@@ -18,7 +18,12 @@ from topiarist.stats.cut import rows_of
 
 
 class Structure(Protocol):
-    """What one unit is."""
+    """What one unit is.
+
+    A structure may also have: ``word``, what recipes and plans call it; ``names_amount = True`` where the structure
+    itself says how much goes when no budget does; and ``protected(axes, units, scores, gone)``, which says by bool
+    tensors ``(num units,)`` per set which units may not go, given scores and what is gone.
+    """
 
     @property
     def is_physical(self) -> bool:
@@ -37,9 +42,9 @@ def slices(units: Units, tensors: Mapping[str, Tensor], statistics: Statistics |
 
 
 def own_weight(units: Units, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The flattened weight that the units are named after, for thresholds in units of its spread."""
+    """The weight that the units are named after, for rules that go by its spread or shape."""
     name = units.name.partition(":")[0]
-    return tensors[name].detach().flatten()
+    return tensors[name].detach()
 
 
 def require_some(units: list[Units], what: str, axes: Axes) -> list[Units]:

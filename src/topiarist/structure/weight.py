@@ -6,16 +6,15 @@ norm parameters are not. The classifier is prunable as well: keep it with ``keep
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from topiarist.errors import InputError, nearest
 from topiarist.graph import Axes
 from topiarist.plan import Member, Units
 from topiarist.structure.base import require_some
+from topiarist.structure.entries import weights_to_cut
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,10 @@ class Weight:
         Raises:
             InputError: a pattern of ``keep`` matches no module, or no weight is left.
         """
-        for pattern in keep:
-            if not fnmatch.filter(axes.modules, pattern):
-                raise InputError(f"keep={pattern!r} matches no module ({nearest(pattern, axes.modules)})")
-        units = []
-        for name in axes.weights():
-            layer = name.rpartition(".")[0]
-            if not any(fnmatch.fnmatch(layer, pattern) for pattern in keep):
-                num = math.prod(axes.graph.measure(axis, {}) for axis in axes.tensors[name].axes)
-                units.append(Units(name, num, (Member(name),), layer, axes.modules.get(layer, "")))
-        return require_some(units, "weight", axes)
+        return require_some([units_of_entries(axes, name) for name in weights_to_cut(axes, keep)], "weight", axes)
+
+
+def units_of_entries(axes: Axes, name: str) -> Units:
+    """The entries of one weight."""
+    layer = name.rpartition(".")[0]
+    return Units(name, math.prod(axes.shape(name)), (Member(name),), layer, axes.modules.get(layer, ""))

@@ -21,7 +21,8 @@ aten = torch.ops.aten
 def _mm(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
     k = trace.contract((a, 1), (b, 0), "mm")
     left, right = trace[a], trace[b]
-    trace.cost(left.axes[0], k, right.axes[1], source=right.source or left.source)
+    factor = (b, 0, 1) if right.source else (a, 1, 0)
+    trace.cost(left.axes[0], k, right.axes[1], source=right.source or left.source, factor=factor)
     trace.put(out, (left.axes[0], right.axes[1]), (left.zero[0], right.zero[1]))
 
 
@@ -39,7 +40,8 @@ def _bmm(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
     batch = trace.unify(left.axes[0], right.axes[0], "bmm")
     if left.source is None and right.source is None:
         trace.graph.mark_role(batch, "head")  # both sides are activations: attention
-    trace.cost(batch, left.axes[1], k, right.axes[2], source=right.source or left.source)
+    factor = (b, 1, 2) if right.source else (a, 2, 1)
+    trace.cost(batch, left.axes[1], k, right.axes[2], source=right.source or left.source, factor=factor)
     zeros = (left.zero[0] or right.zero[0], left.zero[1], right.zero[2])
     trace.put(out, (batch, left.axes[1], right.axes[2]), zeros)
 
@@ -56,7 +58,7 @@ def _grouped_mm(trace: Trace, out: Tensor, a: Tensor, b: Tensor, offs: Tensor | 
     left, right = trace[a], trace[b]
     trace.pin(left.axes[0], "its indices are in groups", "groups")
     trace.pin(trace.unify(right.axes[0], trace[offs].axes[0], "grouped mm"), "it counts the groups of rows", "groups")
-    trace.cost(left.axes[0], k, right.axes[2], source=right.source)
+    trace.cost(left.axes[0], k, right.axes[2], source=right.source, factor=(b, 1, 2))
     trace.put(out, (left.axes[0], right.axes[2]), (left.zero[0], right.zero[2]))
 
 
@@ -70,7 +72,7 @@ def _baddbmm(trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_:
 def _mv(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
     k = trace.contract((a, 1), (b, 0), "mv")
     left, right = trace[a], trace[b]
-    trace.cost(left.axes[0], k, source=left.source or right.source)
+    trace.cost(left.axes[0], k, source=left.source or right.source, factor=(a, 1, 0) if left.source else None)
     trace.put(out, left.axes[:1], left.zero[:1])
 
 
@@ -101,7 +103,7 @@ def _distances(trace: Trace, out: Tensor, a: Tensor, b: Tensor, *_: Any) -> None
 def _linear(trace: Trace, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     k = trace.contract((x, x.dim() - 1), (weight, 1), "linear")
     left, right = trace[x], trace[weight]
-    trace.cost(*left.axes[:-1], k, right.axes[0], source=right.source)
+    trace.cost(*left.axes[:-1], k, right.axes[0], source=right.source, factor=(weight, 1, 0))
     trace.put(out, (*left.axes[:-1], right.axes[0]), (*left.zero[:-1], right.zero[0]))
     if bias is not None:
         trace.adds(weight, bias)
@@ -129,6 +131,8 @@ def _convolution(
         outer = trace.graph.product([inner[0], kernel.axes[1]])
     else:  # weight: (out, in / groups, *kernel)
         out_groups = trace.graph.split(kernel.axes[0], [groups, num_out // groups], "groups")
+        if kernel.source is not None:
+            trace.carried[kernel.source] = out_groups[0]
         ties = [(inner[0], out_groups[0]), (inner[1], kernel.axes[1])]
         outer = kernel.axes[0]
     for a, b in ties:
@@ -140,7 +144,8 @@ def _convolution(
     ]
     batch = tracked.axes[: -(rank + 1)]
     pixels = image if transposed else spatial
-    trace.cost(*batch, *kernel.axes, *pixels, source=kernel.source)
+    factor = (weight, 0, 1) if transposed else (weight, 1, 0)
+    trace.cost(*batch, *kernel.axes, *pixels, source=kernel.source, factor=factor)
     zero = kernel.zero[0] and (bias is None or trace[bias].zero[0])
     zeros = [stays and z and bias is None for stays, z in zip(carried, tracked.zero[-rank:], strict=True)]
     trace.put(out, (*batch, outer, *spatial), (*tracked.zero[: len(batch)], zero, *zeros))

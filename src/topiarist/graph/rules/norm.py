@@ -23,6 +23,8 @@ def _affine(trace: Trace, axes: Sequence[Axis], operands: Sequence[Tensor | None
         if operand is not None and operand.dim() == len(axes):
             for a, b in zip(axes, trace[operand].axes, strict=True):
                 trace.unify(a, b, operator)
+    if operands[0] is not None:
+        trace.scaled(operands[0])
     return operands[0] is not None and all(o is None or all(trace[o].zero) for o in operands[:2])
 
 
@@ -40,9 +42,11 @@ def _batch_norm(
     tracked = trace[x]
     operands = [o if isinstance(o, Tensor) else None for o in (weight, bias, mean, var)]
     zero = _affine(trace, tracked.axes[1:2], operands, "batch norm")
-    if True in [o for o in (mean, var, *others) if isinstance(o, bool)]:  # statistics of this very input
-        for axis in (tracked.axes[0], *tracked.axes[2:]):
+    for axis in (tracked.axes[0], *tracked.axes[2:]):  # in training the statistics are of this very input
+        if not all(leaf.pins for leaf in trace.graph.leaves(axis)):
             trace.inexact(axis, "batch norm")
+    if x.numel() == x.shape[1]:  # one value a channel: in training that is refused
+        trace.modes.are_one = False
     trace.put(first, tracked.axes, (tracked.zero[0], zero, *tracked.zero[2:]))
     for extra in rest:
         if extra.dim() == 1 and extra.shape[0] == x.shape[1]:

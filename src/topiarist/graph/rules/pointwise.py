@@ -78,6 +78,9 @@ def _make(name: str, keeps_zero: bool | str) -> Callable[..., None]:
             undefined_at_zero(trace, operands[-1], name)
         for tensor in (out,) if isinstance(out, Tensor) else out:
             pointwise(trace, tensor, operands, name, keeps_zero)
+            for scale in args if name == "mul" and tensor.dim() > 1 else ():
+                if isinstance(scale, Tensor):
+                    trace.scaled(scale)
             if name in _UNIFORM or (name in _SAME_VALUES and trace[args[0]].is_uniform):
                 trace.put(tensor, trace[tensor].axes, trace[tensor].zero, is_uniform=True)
 

@@ -129,10 +129,10 @@ def _direction(
         if not (zero or trace[tensor].zero[1]):
             trace.inexact(axis, "a recurrent layer")
         trace.sums(tensor, 1)
-        trace.cost(*steps, *trace[tensor].axes, source=trace[tensor].source)
+        trace.cost(*steps, *trace[tensor].axes, source=trace[tensor].source, factor=(tensor, 1, 0))
     if projection is not None:
         trace.sums(projection, 1)
-        trace.cost(*steps, *trace[projection].axes, source=trace[projection].source)
+        trace.cost(*steps, *trace[projection].axes, source=trace[projection].source, factor=(projection, 1, 0))
     for state, axis in zip(layers.states, (returned, hidden), strict=False):
         trace.unify(trace[state].axes[2], axis, "a recurrent layer")
     return returned
