@@ -54,7 +54,7 @@ class NoTraining:
             found.append((output_error(model, batches, wanted), _state(model)))
         error, state = min(found, key=lambda pair: pair[0])
         _restore(model, state)
-        return [*rows, {"step": len(rows), "loss": error, "before": found[0][0]}]
+        return [*rows, {"step": len(rows), "loss": error, "before": found[0][0], "lr": 0.0}]
 
     def _adjust(self, model: nn.Module, context: RecoveryContext, batches: list[Any]) -> None:
         Compensate(self.max_samples)(model, context)

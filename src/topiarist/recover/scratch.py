@@ -48,9 +48,7 @@ class Scratch:
         if self.equal == "compute":
             left = None if context.plan is None else context.plan.achieved.get("macs")
             if not left:
-                raise InputError(
-                    "scratch-B needs a plan that says which fraction of the MACs is left (achieved['macs'])"
-                )
+                raise InputError("scratch-B needs a plan that says what is left of the MACs, as topiarist.plan's do")
             recipe = stretched(recipe, 1 / left, self.cap)
         draw(model, context.plan, self.seed)
         return train(model, data, loss, recipe, on_step=context.progress)
