@@ -28,7 +28,7 @@ from topiarist.stats.collect import inputs_of
 
 _MOST_BATCHES = 64  # each is a thread
 _MOST_NUMBERS = 2**26  # in the rows that one fit works on
-_FEWEST_ROWS = 8192
+_FEWEST_ROWS = 32768
 
 
 @dataclass(frozen=True)
