@@ -27,8 +27,8 @@ class NoTraining:
     """`Reconstruct`, or `Compensate` and batch-norm recalibration where these come closer to the dense model's outputs.
 
     Each works on ``max_samples`` samples and is measured by the relative square error of the outputs over the first 256
-    of them; the model stays as it is where both make it worse. The rows are those of the reconstruction, and a last one whose ``loss`` is
-    the error of the outputs and ``before`` the one without recovery.
+    of them; the model stays as it is where both make it worse. The rows are those of the reconstruction, and a last one
+    whose ``loss`` is the error of the outputs and ``before`` the one without recovery.
 
     Raises:
         InputError: no data, or the dense model is not known.
