@@ -69,8 +69,8 @@ def plan(
         model: any module that runs on ``example_inputs`` and can be deep-copied.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
         structure: what one unit is: ``"weight"``, ``"channel"``, ``"head"``.
-        saliency: the score of a unit, low goes first: ``"l1"``, ``"l2"``, ``"gradient"``, ``"random"`` or a function
-            of `topiarist.saliency.Slices`.
+        saliency: the score of a unit, low goes first: a word such as ``"l2"``, ``"taylor"`` or ``"obd"`` (one page each
+            in docs/saliency), or a function of `topiarist.saliency.Slices`.
         allocation: how the budget is spread: a word such as ``"uniform"``, ``"global"``, ``"lamp"``, ``"erk"`` or
             ``"knapsack:macs"`` (`topiarist.allocation.words` lists all), a dict of ratios by layer name pattern or
             type, ``"sensitivity"`` (equal loss: prunes one layer at a time and evaluates on ``data``), or an object

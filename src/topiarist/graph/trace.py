@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from weakref import ref
 
 import numpy as np
@@ -339,7 +339,8 @@ class Trace:
 
     def _pin_unruled(self, func: Any, args: Any, kwargs: Any, out: Any, failure: Exception | None) -> None:
         """Pin what an operator touches that has no rule, or whose rule has failed."""
-        name, kind = str(func.overloadpacket), cast("Kind", "operator" if failure is None else "rule")
+        kind: Kind = "operator" if failure is None else "rule"
+        name = str(func.overloadpacket)
         reason = f"no rule for the operator {name}"
         if failure is not None:
             name = f"{name} ({type(failure).__name__} in its rule: {failure})"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from topiarist.saliency.base import Slices
+from topiarist.saliency.taylor import moment
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,6 @@ class Taylor2016:
     needs: ClassVar[frozenset[str]] = frozenset({"gate gradients"})
 
     def __call__(self, slices: Slices) -> Tensor:
-        found: Tensor = slices.stats["gate gradients"]["magnitude"]
+        found = moment(slices, "magnitude")
         norm = torch.linalg.vector_norm(found) if self.normalise else torch.ones((), device=found.device)
         return found / torch.where(norm == 0, 1, norm)

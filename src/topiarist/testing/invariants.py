@@ -304,7 +304,11 @@ def snapshot(model: nn.Module, inputs: Any, *, values_only: bool = False) -> dic
             "random": (torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())),
             "modes": (len(_function_modes()), len(_get_current_dispatch_mode_stack())),
             "flags": (torch.backends.mha.get_fastpath_enabled(), torch.is_grad_enabled(), torch.get_default_dtype()),
-            "hooks": (len(torch_optimizer._global_optimizer_post_hooks), len(nn.modules.module._global_forward_hooks)),
+            "hooks": (
+                len(torch_optimizer._global_optimizer_post_hooks),
+                len(nn.modules.module._global_forward_hooks),
+                len(nn.modules.module._global_forward_hooks_with_kwargs),
+            ),
         }
     return found
 
