@@ -38,12 +38,12 @@ class _Mixture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         share, chosen = self.router(x).softmax(-1).topk(self.num_chosen)
         hidden = torch.relu(torch.einsum("bd,bkde->bke", x, self.up[chosen]))
-        return x + (share[..., None] * torch.einsum("bke,bked->bkd", hidden, self.down[chosen])).sum(1)
+        out: Tensor = x + (share[..., None] * torch.einsum("bke,bked->bkd", hidden, self.down[chosen])).sum(1)
+        return out
 
 
 class Everything(nn.Module):
-    """Convolutions with batch norm, residual blocks, attention, a mixture of experts and linear layers: (batch, 3, 4, 4)
-    → (batch, 4)."""
+    """Convolutions, batch norm, residual blocks, attention, experts, linear layers: (batch, 3, 4, 4) → (batch, 4)."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
