@@ -100,7 +100,7 @@ def reconstruct(
             job = _Refit(site, model, original, masks.get(site.weight), slot_of(site, sites), ridge)
             errors = job.run([*zip(pruned, dense, strict=True)])
             reapply(model)
-            later = {n for other in sites[number + 1 :] for n in (other.end, other.partner)}
+            later = {n for other in sites[number + 1 :] for n in (other.event, other.end, other.partner)}
             for runner in (*dense, *pruned):
                 runner.kept = {n: value for n, value in runner.kept.items() if n in later}
             if errors is not None:
@@ -166,7 +166,7 @@ class _Refit:
         for number, (pruned, dense) in enumerate(pairs):
             dense.advance(site.end, after=True)
             pruned.advance(site.event)
-            if pruned.call is None or site.end not in dense.kept:
+            if pruned.call is None or not {site.event, site.end} <= dense.kept.keys():
                 continue  # this batch takes another way through the model
             use, target = site.use(pruned.call[1]), dense.kept[site.end]
             where = self._where(target, number, len(pairs))
