@@ -71,7 +71,7 @@ def _rows_of_wholes(members: Sequence[Member], num: int, tensors: Mapping[str, T
     held: list[list[Tensor]] = [[] for _ in range(num)]
     for member in members:
         held[int(member.unit if member.unit is not None else 0)].append(tensors[member.tensor].detach().flatten())
-    nothing = held[0][0].new_zeros(0)
+    nothing = next(own[0] for own in held if own).new_zeros(0)
     return tuple(
         nn.utils.rnn.pad_sequence([own[i] if i < len(own) else nothing for own in held], batch_first=True)
         for i in range(max(map(len, held)))
