@@ -181,9 +181,10 @@ def test_a_network_of_twins_is_restored_exactly(is_sabotaged: bool, monkeypatch:
     """Sabotage: the dense network is one batch ahead."""
     dense, plan, batches = _twice()
     if is_sabotaged:
-        shifted = lambda model, inputs, keep: runners(
-            model, [*inputs[1:], inputs[0]] if model is dense else inputs, keep
-        )
+
+        def shifted(model: nn.Module, inputs: list[Tensor], keep: Any) -> Any:
+            return runners(model, [*inputs[1:], inputs[0]] if model is dense else inputs, keep)
+
         monkeypatch.setitem(reconstruct.__wrapped__.__globals__, "runners", shifted)
     x = _rand(5, 2, 6, 6, seed=9)
     with _cut(dense, plan) as cut, torch.no_grad():

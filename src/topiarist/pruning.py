@@ -91,8 +91,9 @@ def prune(
             ``"constant-fraction"``, ``"one-cycle"``, ``"movement"``, ``"dense-sparse-dense"``, a function
             ``(progress, final) -> fraction removed``, or a dict of them by layer name pattern or type.
         steps: how many pruning steps; defaults to what the schedule itself asks for, else 1.
-        recover: what follows each cut: ``"none"``, ``"fine-tune"``, ``"recalibrate"``, ``"rewind"``, ``"lr-rewind"``,
-            ``"reinitialize"`` or an object such as ``FineTune(epochs=2)``.
+        recover: what follows each cut: ``"none"``; without training ``"no-training"``, ``"reconstruct"``,
+            ``"compensate"``, ``"recalibrate"``; with it ``"fine-tune"``, ``"distil"``, ``"rewind"``, ``"lr-rewind"``,
+            ``"reinitialize"``, ``"scratch-E"``, ``"scratch-B"``; or an object such as ``FineTune(recipe)``.
         data: batches ``(inputs, targets)``, for criteria that need gradients and for recovery.
         sequential: cut one set of units after the other, from the input on, each scored on what those before it have
             left, with a pass over ``data`` each; statistics are those of one set at a time. Without, all see the whole

@@ -28,7 +28,7 @@ from topiarist.stats.collect import inputs_of
 
 _MOST_BATCHES = 64  # each is a thread
 _MOST_NUMBERS = 2**26  # in the rows that one fit works on
-_FEWEST_ROWS = 8192
+_FEWEST_ROWS = 32768
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def reconstruct(
     once, or where no product with it is seen (recurrent layers, weights that are computed).
 
     Returns:
-        A row per weight: ``step``, ``loss`` (relative square error after), ``before``.
+        A row per weight: ``step``, ``loss`` (relative square error after), ``before``, and ``lr``, which is 0.
 
     Raises:
         InputError: there are no batches.
@@ -104,7 +104,7 @@ def reconstruct(
             for runner in (*dense, *pruned):
                 runner.kept = {n: value for n, value in runner.kept.items() if n in later}
             if errors is not None:
-                rows.append({"step": len(rows), "loss": errors[1], "before": errors[0]})
+                rows.append({"step": len(rows), "loss": errors[1], "before": errors[0], "lr": 0.0})
                 if progress is not None:
                     progress({**rows[-1], "step": number, "num_steps": len(sites)})
     return rows

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from topiarist.errors import InputError
 from topiarist.mask.attach import reapply
 from topiarist.plan import Plan, Slice
 from topiarist.recover.base import RecoveryContext
 from topiarist.recover.recipe import TrainingRecipe
+from topiarist.recover.reconstruct import tensors_of
 from topiarist.recover.reinitialize import reinitialize
 from topiarist.recover.train import Row, device_of, train
 from topiarist.shrink import shrink
@@ -47,9 +48,7 @@ class Scratch:
         if self.equal == "compute":
             left = None if context.plan is None else context.plan.achieved.get("macs")
             if not left:
-                raise InputError(
-                    "scratch-B needs a plan that says which fraction of the MACs is left (achieved['macs'])"
-                )
+                raise InputError("scratch-B needs a plan that says what is left of the MACs, as topiarist.plan's do")
             recipe = stretched(recipe, 1 / left, self.cap)
         draw(model, context.plan, self.seed)
         return train(model, data, loss, recipe, on_step=context.progress)
@@ -102,8 +101,8 @@ def _scaled(model: nn.Module, plan: Plan, seed: int) -> None:
 
 def _embed(model: nn.Module, small: nn.Module, slices: Mapping[str, tuple[Slice, ...]]) -> None:
     """Write the tensors of the smaller model to where they were cut from; what was removed is zero."""
-    inner = _held(small)
-    for name, tensor in _held(model).items():
+    inner = tensors_of(small)
+    for name, tensor in tensors_of(model).items():
         value, index = inner[name], [torch.arange(n, device=tensor.device) for n in tensor.shape]
         for piece in slices.get(name, ()):
             kept = ~piece.removed.to(tensor.device)
@@ -114,8 +113,3 @@ def _embed(model: nn.Module, small: nn.Module, slices: Mapping[str, tuple[Slice,
             if tensor.is_floating_point() and not name.endswith("running_var"):
                 tensor.zero_()
             tensor[torch.meshgrid(*index, indexing="ij")] = value.to(device_of(model))
-
-
-def _held(model: nn.Module) -> dict[str, Tensor]:
-    held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {name: tensor.detach() for name, tensor in held}
