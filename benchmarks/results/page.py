@@ -26,7 +26,7 @@ both modes and backward that `shrink` makes when it is given example inputs. Not
 also proves on the model in float64, before and after, that masked and shrunk are the same function.
 
 Theirs was given no list of heads (``num_heads``), as which some transformers need it is for the user to know. The rows
-were measured on a busy machine (load 8 to 13 on two cores), two rounds each; those of alexnet, vgg, densenet121,
+were measured on a busy machine (load 8 to 13 on two cores), two rounds each; those of alexnet, densenet121,
 convnext_tiny, convmixer_768_32 and darknet53 at an earlier revision, which traced slower.
 
 A model runs once for both modes where the mode makes no difference to its axes (`topiarist.graph.modes`); what the
