@@ -70,7 +70,7 @@ def outcome(chosen: dict[str, str]) -> str:
             result = topiarist.prune(
                 model, data[0][0], data=data, loss=F.cross_entropy, budget=_budget(chosen),
                 steps=None if chosen["schedule"] in ("one-shot", "constant-fraction") else 2, recipe=_ONE_EPOCH,
-                checkpoints=checkpoints, keep=["head"], **parts,
+                checkpoints=checkpoints, keep=["head", *(["mixture"] if chosen["structure"] != "expert" else [])], **parts,
             )  # fmt: skip
     except TopiaristError as refusal:
         return str(refusal)
