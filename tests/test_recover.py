@@ -630,8 +630,11 @@ def test_what_a_recovery_lacks_is_named() -> None:
 
 
 def test_names_stand_for_recoveries() -> None:
-    kinds = (NoRecovery, FineTune, Recalibrate, WeightRewind, LRRewind, Reinitialize)
-    assert [type(recover.resolve(name)) for name in recover.NAMES] == list(kinds)
+    kinds = {"none": NoRecovery, "fine-tune": FineTune, "recalibrate": Recalibrate, "rewind": WeightRewind}
+    kinds |= {"lr-rewind": LRRewind, "reinitialize": Reinitialize}
+    for name, kind in kinds.items():
+        assert type(recover.resolve(name)) is kind
+    assert all(callable(recover.resolve(name)) for name in recover.NAMES)
     mine = FineTune(TrainingRecipe(epochs=3))
     assert recover.resolve(mine) is mine
     with pytest.raises(InputError, match=r"no recovery is called 'finetune' \(nearest: fine-tune"):

@@ -384,3 +384,27 @@ def test_what_is_removed_stays_removed_and_small_networks_shrink(net, data):
     sparse = topiarist.prune(net, x, budget=topiarist.Budget(sparsity=0.5), steps=3, **options)
     weights = [p for n, p in sparse.model.named_parameters() if n in sparse.plan.removed]
     assert sum(int((p == 0).sum()) for p in weights) == sparse.plan.num_removed
+
+
+@pytest.mark.parametrize("broken", ["half", "compensation", "damping"])
+def test_the_golden_case_catches_a_broken_surgeon(monkeypatch, broken):
+    if broken == "half":
+        whole = OBS.__call__
+        monkeypatch.setattr(OBS, "__call__", lambda self, slices: 2 * whole(self, slices))
+    elif broken == "compensation":
+        monkeypatch.setattr(OBS, "compensate", lambda self, weights, removed, stats: {})
+    else:
+        monkeypatch.setattr(
+            "topiarist.stats.hessian._restricted", lambda matrix, out: matrix + torch.eye(matrix.shape[1])
+        )
+    with pytest.raises(AssertionError):
+        test_the_golden_case_of_two_weights()
+
+
+def test_the_diagonal_catches_roots_that_forget_the_other_classes(net, data, monkeypatch):
+    from topiarist.stats import examples
+
+    roots = examples.output_roots
+    monkeypatch.setattr("topiarist.stats.diagonal.output_roots", lambda batch: roots(batch)[:, :1])
+    with pytest.raises(AssertionError):
+        test_the_diagonal_is_that_of_the_gauss_newton_matrix(net, data, lambda net: net)

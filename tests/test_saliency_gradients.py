@@ -191,6 +191,33 @@ def test_units_that_no_weight_takes_in_are_refused(net, data):
         scores_of(Taylor(), net, data, structure="weight")
 
 
+class Meeting(nn.Module):
+    """Queries and keys: features that no weight takes in."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x, gates=None):
+        q = self.q(x) if gates is None else self.q(x) * gates
+        return self.out(torch.softmax(q @ self.k(x).mT, -1) @ self.v(x)).mean(1)
+
+
+def test_units_that_no_weight_takes_in_have_their_gate_where_they_are_made():
+    torch.manual_seed(0)
+    net = Meeting().double()
+    data = [(torch.randn(n, 6, 3, dtype=torch.float64), torch.arange(n) % 2) for n in (4, 5)]
+    expected = torch.zeros(4, dtype=torch.float64)
+    for x, y in data:
+        gates = torch.ones(4, dtype=torch.float64, requires_grad=True)
+        expected += torch.autograd.grad(F.cross_entropy(net(x, gates), y), gates)[0].square() / 2
+    found = scores_of(Taylor(), net, data)
+    torch.testing.assert_close(found["q.weight:0"], expected, rtol=1e-9, atol=0)
+    assert set(found) == {"q.weight:0", "v.weight:0"}
+    with pytest.raises(InputError, match="by batch only"):
+        scores_of(Taylor("example"), net, data)
+
+
 def test_tokens_are_examples_too():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
@@ -319,3 +346,18 @@ def test_movement_without_scores_for_a_parameter_or_of_another_shape(net, data):
         units_of(net, data[0][0]).candidates(Movement(missing), None, None, {})
     with pytest.raises(InputError, match=r"conv2\.weight"):
         units_of(net, data[0][0]).candidates(Movement({**scores, "conv2.weight": torch.zeros(3)}), None, None, {})
+
+
+@pytest.mark.parametrize("broken", ["positions", "examples"])
+def test_gates_catch_products_without_their_signs(net, data, monkeypatch, broken):
+    from topiarist.stats import gates
+
+    products = gates._products
+
+    def wrong(use, size):
+        found, positions = products(use, size)
+        return found.abs() if broken == "positions" else found.mean(0, keepdim=True).expand_as(found), positions
+
+    monkeypatch.setattr(gates, "_products", wrong)
+    with pytest.raises(AssertionError):
+        test_taylor_is_the_gradient_of_gates(net, data, "conv1.weight:0")

@@ -208,3 +208,16 @@ def test_a_channel_has_the_sum_of_its_weights(net, data):
     hg = torch.autograd.grad(sum((a * a.detach()).sum() for a in g), leaves)
     expected = (leaves[0] * hg[0]).sum(1) + leaves[1] * hg[1] + (leaves[2] * hg[2]).sum(0)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-8, atol=1e-14)
+
+
+def test_conservation_catches_a_flow_with_signs(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "abs_", lambda self: self)
+    with pytest.raises(AssertionError):
+        test_flow_is_conserved_by_neuron_and_by_layer()
+
+
+def test_the_sign_check_catches_the_wrong_end(net, data, monkeypatch):
+    right = GraSP.__call__
+    monkeypatch.setattr(GraSP, "__call__", lambda self, slices: -right(self, slices))
+    with pytest.raises(AssertionError):
+        test_removing_the_largest_s_raises_the_gradients_norm_most(net, data)

@@ -33,14 +33,30 @@ class Taylor:
 
     per: str = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"gate gradients"})
+    is_comparable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.per not in ("batch", "example"):
             raise InputError(f"per is 'batch' or 'example', got {self.per!r}")
 
     def __call__(self, slices: Slices) -> Tensor:
-        found: Tensor = slices.stats["gate gradients"][self.per]
+        found = moment(slices, self.per)
         return found.clone()
+
+
+def moment(slices: Slices, which: str) -> Tensor:
+    """One of the moments of the gradients of gates: (num units,).
+
+    Raises:
+        InputError: these units have it not.
+    """
+    found: dict[str, Tensor] = slices.stats["gate gradients"]
+    if which not in found:
+        raise InputError(
+            f"no weight takes the units of {slices.units.name!r} in, so gates there are known by batch only; "
+            f"try saliency='taylor', or keep={slices.units.layer!r}"
+        )
+    return found[which]
 
 
 @dataclass(frozen=True)

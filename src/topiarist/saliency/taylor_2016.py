@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from topiarist.saliency.base import Slices
+from topiarist.saliency.taylor import moment
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Taylor2016:
 
     normalise: bool = True
     needs: ClassVar[frozenset[str]] = frozenset({"gate gradients"})
+    is_comparable: ClassVar[bool] = True
 
     def __call__(self, slices: Slices) -> Tensor:
-        found: Tensor = slices.stats["gate gradients"]["magnitude"]
+        found = moment(slices, "magnitude")
         norm = torch.linalg.vector_norm(found) if self.normalise else torch.ones((), device=found.device)
         return found / torch.where(norm == 0, 1, norm)

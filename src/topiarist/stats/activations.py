@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from topiarist.plan import Units
 from topiarist.stats.collect import OnStep, collect
@@ -41,28 +41,51 @@ class Moments:
         self.zeros = torch.zeros((), dtype=torch.int64)
 
     @property
-    def variance(self) -> torch.Tensor:
+    def variance(self) -> Tensor:
         """The mean square distance from the mean."""
         return self._squares / max(1, self.count)
 
     @property
-    def norm(self) -> torch.Tensor:
+    def norm(self) -> Tensor:
         """√ Σ x², over all that was seen."""
         return (self._squares + self.count * self.mean.square()).sqrt()
 
     def add(self, use: Use) -> None:
         """Take in the features of one use."""
-        x = use.features()
-        num = len(x)
+        x, groups = _sums_over(use)
+        num = x.numel() // x.shape[1]
         total = self.count + num
-        mean = x.mean(0, dtype=torch.float64)
+        mean = _sums(x) / num
+        near = mean.to(x.dtype)[:, None]  # what is left of the mean is taken off the sum of squares below
+        scratch = x - near
+        squares = _sums(scratch.square_()) - (mean - near[:, 0].double()).square() * num
+        magnitude = _sums(torch.abs(x, out=scratch)) / num
+        zeros = num - _sums(torch.sign(x, out=scratch).abs_()).long()
+        mean, squares, magnitude, zeros = (t.view(groups, -1) for t in (mean, squares.clamp_(min=0), magnitude, zeros))
         apart = mean - self.mean
-        squares = (x.double() - mean).square_().sum(0)
         self._squares = self._squares + squares + apart.square() * (self.count * num / total)
         self.mean = self.mean + apart * (num / total)
-        self.magnitude = self.magnitude + (x.abs().mean(0, dtype=torch.float64) - self.magnitude) * (num / total)
-        self.zeros = self.zeros + (x == 0).sum(0)
+        self.magnitude = self.magnitude + (magnitude - self.magnitude) * (num / total)
+        self.zeros = self.zeros + zeros
         self.count = total
+
+
+def _sums_over(use: Use) -> tuple[Tensor, int]:
+    """The features of a use as (samples, groups · features, positions), at least in single precision; how many groups.
+
+    Maps stay as they lie; rows of matrices are one sample, and lie as (1, features, rows).
+    """
+    if use.window is not None:
+        x, groups = use.inputs.flatten(2), use.window.groups
+    else:
+        rows = use.features()
+        x, groups = rows.flatten(1).mT[None], rows.shape[1]
+    return x.to(torch.promote_types(x.dtype, torch.float32)), groups
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Sums over samples and positions, in double precision from at most 2^16 positions on: (features,)."""
+    return torch.stack([part.sum(2).sum(0, dtype=torch.float64) for part in torch.split(x, 1 << 16, dim=2)]).sum(0)
 
 
 class Gram:

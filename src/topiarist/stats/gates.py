@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import InputError
-from topiarist.plan import Units
+from topiarist.plan import Member, Units
+from topiarist.stats.cut import by_unit
 from topiarist.stats.statistic import Batch, Statistic, Subject
 from topiarist.stats.uses import Use
 
@@ -20,6 +21,9 @@ class GateGradients(Statistic):
     features that belong to j: for a loss that is a mean over examples, that of example n alone. `of` gives float64
     tensors of shape (num units,): ``"batch"``, E_B[(mean of z_nj in B)²]; ``"example"``, E_n[z_nj²]; and
     ``"magnitude"``, E_n |z̄_nj|, where z̄ is the mean over positions and features instead of their sum, summed over uses.
+
+    Units that no weight takes in, as queries and keys that only meet one another, have their gate at the weight that
+    makes them, where Σ y ∂L/∂y over a batch is Σ w ∂L/∂w + b ∂L/∂b: they have ``"batch"`` alone.
     """
 
     watches = "backward"
@@ -27,7 +31,13 @@ class GateGradients(Statistic):
     def __init__(self, subject: Subject) -> None:
         self._readers: dict[str, list[tuple[str, int, Tensor]]] = defaultdict(list)
         self._num = {units.name: units.num for units in subject.units}
+        self._makers: dict[str, list[Member]] = {}
+        self._parameters = subject.parameters
         for units in subject.units:
+            makers = [m for m in units.members if m.side == "out"]
+            if makers and not any(m.side == "in" for m in units.members):
+                bias = None if subject.axes is None else subject.axes.biases.get(makers[0].tensor)
+                self._makers[units.name] = [makers[0], *(m for m in units.members if m.tensor == bias)]
             for m in units.members:
                 if m.dim is not None and m.unit is not None:
                     self._readers[m.tensor].append((units.name, m.dim, m.unit))
@@ -61,6 +71,10 @@ class GateGradients(Statistic):
 
     def on_batch(self, batch: Batch) -> None:
         """From the products of examples to moments."""
+        for name, members in self._makers.items():
+            signed = torch.stack([self._signed(batch, member, self._num[name]) for member in members]).sum(0)
+            totals = self._totals.setdefault(name, {"batch": torch.zeros_like(signed)})
+            totals["batch"] += signed.square()
         for name, sums in self._sums.items():
             totals = self._totals.setdefault(name, {})
             found = {
@@ -73,6 +87,12 @@ class GateGradients(Statistic):
         self._num_examples += batch.size
         self._num_batches = batch.number
 
+    def _signed(self, batch: Batch, member: Member, num: int) -> Tensor:
+        """Σ w ∂L/∂w over what each unit has in one tensor: float64 (num units,)."""
+        weight = self._parameters[member.tensor].detach().double()
+        gradient = batch.gradients.get(member.tensor)
+        return by_unit(weight * (0.0 if gradient is None else gradient.double()), member, num).sum(1)
+
     def of(self, units: Units) -> dict[str, Tensor]:
         """The moments of these units.
 
@@ -83,7 +103,7 @@ class GateGradients(Statistic):
             if not units.members:
                 return {key: torch.zeros(units.num, dtype=torch.float64) for key in ("batch", "example", "magnitude")}
             raise InputError(
-                f"no product with a weight takes the units of {units.name!r} in, so no gate stands there; "
+                f"no product with a weight takes in or makes the units of {units.name!r}, so no gate stands there; "
                 f"try saliency='taylor-weight', or keep={units.layer!r}"
             )
         numbers = {"batch": self._num_batches}
@@ -98,7 +118,7 @@ def _products(use: Use, size: int) -> tuple[Tensor, float]:
     assert use.gradient is not None  # noqa: S101 asked for
     x, gradient = use.inputs, use.gradient
     if use.window is not None:
-        found = torch.einsum("ncp,ncp->nc", x.flatten(2), gradient.flatten(2)).double()
+        found = torch.linalg.vecdot(x.flatten(2), gradient.flatten(2)).double()
         found = found.reshape(len(found), use.window.groups, -1)
         num_rows = x[:, 0].numel()
     else:

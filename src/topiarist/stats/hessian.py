@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -113,11 +114,7 @@ class Blocks(Statistic):
 
         (num units, k, k) for units of k weights where the matrix is whole or k = 1; else its diagonal, (num units, k).
         """
-        diagonals: dict[str, Tensor] = {}
-        for group in self.groups:
-            like = {n: self.subject.parameters[n].double() for n in group.names}
-            diagonals.update(group.back(self._inverse(group).diagonal(dim1=1, dim2=2), like))
-        joined = _joined(units, diagonals)
+        joined = _joined(units, self._diagonals)
         joined = torch.where(joined == 0, 1.0, joined)  # where a unit has fewer weights than others
         if joined.shape[1] == 1:
             return joined[:, :, None]
@@ -130,6 +127,15 @@ class Blocks(Statistic):
         index = index.to(inverse.device)
         found = torch.stack([inverse[i[:, None], i] for i in index])
         return found + torch.diag_embed((index == 0).double())
+
+    @cached_property
+    def _diagonals(self) -> dict[str, Tensor]:
+        """The diagonal of the inverse in the shapes of parameters."""
+        found: dict[str, Tensor] = {}
+        for group in self.groups:
+            like = {n: self.subject.parameters[n].double() for n in group.names}
+            found.update(group.back(self._inverse(group).diagonal(dim1=1, dim2=2), like))
+        return found
 
     def _inverse(self, group: _Group) -> Tensor:
         key = group.names[0]
