@@ -256,8 +256,11 @@ class _Layers:
     def rows(self, series: str, network: nn.Module) -> Iterator[LayerRow]:
         """Every layer before and after; under a mask, parameters and MACs are those that are not zero."""
         after = macs(network, self.example_inputs).by_module
+        modules = dict(network.named_modules())
         for name in self.names:
-            old, new = self.dense.get_submodule(name), network.get_submodule(name)
+            if name not in modules:  # the layers of a network of another class
+                continue
+            old, new = self.dense.get_submodule(name), modules[name]
             weight = _weight(new)
             density = int(weight.count_nonzero()) / max(1, weight.numel())
             yield LayerRow(
@@ -267,18 +270,21 @@ class _Layers:
                 shape_before=tuple(_weight(old).shape),
                 shape_after=tuple(weight.shape),
                 num_before=sum(p.numel() for p in old.parameters(False)),
-                num_after=sum(int(p.count_nonzero()) for p in new.parameters(False)),
+                num_after=sum(int(p.count_nonzero()) for p in new.parameters()),
                 macs_before=self.macs[name],
                 macs_after=round(after.get(name, 0) * density),
             )
 
     def histograms(self, network: nn.Module) -> Iterator[Histogram]:
         """The weights of every layer, before and after in the same bins."""
-        for name in self.names:
+        modules = dict(network.named_modules())
+        for name in (name for name in self.names if name in modules and _weight(modules[name]).numel()):
             before = histogram(_weight(self.dense.get_submodule(name)), layer=name, when="before")
             yield before
-            yield histogram(_weight(network.get_submodule(name)), edges=before.edges, layer=name, when="after")
+            yield histogram(_weight(modules[name]), edges=before.edges, layer=name, when="after")
 
 
 def _weight(module: nn.Module) -> Tensor:
-    return max(module.parameters(False), key=Tensor.numel)
+    """The largest parameter of a layer, or of what stands in its place; of what only hands on, none."""
+    own = list(module.parameters(False)) or list(module.parameters())
+    return max(own, key=Tensor.numel, default=torch.empty(0))
