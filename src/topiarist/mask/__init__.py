@@ -3,6 +3,7 @@
 from topiarist.mask.adaptive import SelfAdaptive
 from topiarist.mask.attach import active_plan, mask, reapply, unmask
 from topiarist.mask.dense import PrunableDense
+from topiarist.mask.factors import Factors
 from topiarist.mask.gates import Gates
 from topiarist.mask.lagrangian import AugmentedLagrangian
 from topiarist.mask.penalties import GroupLasso, GrowingL2, ImportanceL2, ScaleL1
@@ -12,6 +13,7 @@ from topiarist.mask.units import units_in
 
 __all__ = [
     "AugmentedLagrangian",
+    "Factors",
     "Gates",
     "GroupLasso",
     "GrowingL2",

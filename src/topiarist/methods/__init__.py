@@ -3,6 +3,7 @@
 from topiarist.methods.adversarial import adversarial
 from topiarist.methods.base import METHODS, Method, method, resolve
 from topiarist.methods.cost_complexity import cost_complexity
+from topiarist.methods.flop import flop
 from topiarist.methods.gradient_magnitude import gradient_magnitude
 from topiarist.methods.lottery_ticket import lottery_ticket
 from topiarist.methods.magnitude import magnitude
@@ -16,6 +17,7 @@ __all__ = [
     "Method",
     "adversarial",
     "cost_complexity",
+    "flop",
     "gradient_magnitude",
     "lottery_ticket",
     "magnitude",
