@@ -10,9 +10,11 @@ from topiarist.mask.penalties import GroupLasso, GrowingL2, ImportanceL2, ScaleL
 from topiarist.mask.regrow import Regrower
 from topiarist.mask.straight_through import StraightThrough
 from topiarist.mask.units import units_in
+from topiarist.mask.widths import Depths, Widths
 
 __all__ = [
     "AugmentedLagrangian",
+    "Depths",
     "Factors",
     "Gates",
     "GroupLasso",
@@ -23,6 +25,7 @@ __all__ = [
     "ScaleL1",
     "SelfAdaptive",
     "StraightThrough",
+    "Widths",
     "active_plan",
     "mask",
     "reapply",

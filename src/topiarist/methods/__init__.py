@@ -1,6 +1,7 @@
 """Published systems, each a short composition of the other rooms: ``topiarist.methods.<name>(model, inputs, …)``."""
 
 from topiarist.methods.adversarial import adversarial
+from topiarist.methods.architecture_search import architecture_search
 from topiarist.methods.base import METHODS, Method, method, resolve
 from topiarist.methods.cost_complexity import cost_complexity
 from topiarist.methods.flop import flop
@@ -16,6 +17,7 @@ __all__ = [
     "METHODS",
     "Method",
     "adversarial",
+    "architecture_search",
     "cost_complexity",
     "flop",
     "gradient_magnitude",

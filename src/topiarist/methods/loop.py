@@ -58,7 +58,7 @@ def each_step(
                 row = step(inputs, targets, len(rows) / num_steps)
                 rows.append({"step": len(rows), "lr": 0.0, **row})
                 if on_step is not None:
-                    on_step({"pruning_step": 1, "num_pruning_steps": 1, **rows[-1], "num_steps": num_steps})
+                    as_pruning(on_step)({**rows[-1], "num_steps": num_steps})
             if after_epoch is not None:
                 after_epoch()
     return rows
@@ -99,6 +99,11 @@ def _finite(loss: Tensor) -> float:
     if not math.isfinite(value):
         raise TrainingError(f"the loss is {value}; the weights are those before this step. Try a smaller lr")
     return value
+
+
+def as_pruning(on_step: OnStep) -> OnStep:
+    """What makes of rows of training those of a first pruning step."""
+    return lambda row: on_step({"pruning_step": 1, "num_pruning_steps": 1, **row})
 
 
 @contextmanager

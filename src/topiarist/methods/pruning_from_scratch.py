@@ -15,7 +15,7 @@ from topiarist.errors import InputError
 from topiarist.inputs import as_batch, call
 from topiarist.mask.gates import Gates, ScalarGate
 from topiarist.methods.base import method
-from topiarist.methods.loop import descend, each_step, finished, training_mode
+from topiarist.methods.loop import as_pruning, descend, each_step, finished, training_mode
 from topiarist.plan import Budget
 from topiarist.planning import Evaluate, Loss
 from topiarist.pruning import OnStep, PruneResult, prune
@@ -83,7 +83,7 @@ def pruning_from_scratch(
     reinitialize(small, seed)
     if recipe is not None:
         longer = stretched(recipe, 1 / result.plan.achieved["macs"]) if equal == "compute" else recipe
-        rows += train(small, data, loss, longer, on_step=on_step and _as_pruning(on_step))
+        rows += train(small, data, loss, longer, on_step=on_step and as_pruning(on_step))
     return finished(result, small, rows, evaluate, on_step)
 
 
@@ -151,7 +151,3 @@ def _mean_loss(model: nn.Module, data: Iterable[Any], loss: Loss) -> float:
         batches = (to_device(as_batch(batch), device_of(model)) for batch in data)
         found = [float(loss(call(model, inputs), targets)) for inputs, targets in batches]
     return sum(found) / max(1, len(found))
-
-
-def _as_pruning(on_step: OnStep) -> OnStep:
-    return lambda row: on_step({"pruning_step": 1, "num_pruning_steps": 1, **row})
