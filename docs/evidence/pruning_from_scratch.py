@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from cells import Table, arguments, error_rate, markdown, mean_std
-from torch import nn
 
 import topiarist
 from topiarist.data import Batches, load_data
