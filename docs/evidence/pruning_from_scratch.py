@@ -56,8 +56,8 @@ def run(way: str, channels: int, seed: int, data: Any, epochs: int) -> dict[str,
         train(model, data.train, F.cross_entropy, recipe(epochs))
         searched = time.perf_counter() - start
         if way == "pruned after training":
-            tuned = topiarist.prune(model, x, structure="channel", saliency="group-l2", recover=FineTune(recipe(epochs)),
-                                    **options)  # fmt: skip
+            tuning = FineTune(recipe(epochs))
+            tuned = topiarist.prune(model, x, structure="channel", saliency="group-l2", recover=tuning, **options)
             model, achieved = tuned.model, tuned.plan.achieved["macs"]
         else:
             train(model, data.train, F.cross_entropy, recipe(epochs))
@@ -115,8 +115,8 @@ def render(table: Table) -> str:
     return "\n".join(
         [
             "# Pruning from Scratch\n",
-            "A VGG of six convolutions at half its MACs: test error in percentage points, the part of the MACs, and the "
-            "seconds before the final training; mean ± sample standard deviation over seeds. Generated from "
+            "A VGG of six convolutions at half its MACs: test error in percentage points, the part of the MACs, and "
+            "the seconds before the final training; mean ± sample standard deviation over seeds. Generated from "
             "`pruning_from_scratch.json` by `python docs/evidence/pruning_from_scratch.py --data ../shared/data`.\n",
             markdown(["data", "net", "error", "MACs", "seconds before"], rows),
             f"VGG-16 with a quarter of the widths, gates of 3 epochs on CIFAR-10 (JPEG) and random weights: mean gate "
