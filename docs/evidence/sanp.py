@@ -115,8 +115,8 @@ def render(table: Table) -> str:
             "# Self-adaptive pruning on MNIST\n",
             f"Convolutions of 32, 64 and 64 channels, {NUM_IMAGES:,} training images, {EPOCHS} epochs before and "
             "after: test error in percentage points; the mean cost on the test images, in MACs of the dense "
-            "net, its decisions included; the median time of one image on one thread. Mean ± sample standard deviation over seeds. "
-            "Generated from `sanp.json` by `python docs/evidence/sanp.py --data ../shared/data`.\n",
+            "net, its decisions included; the median time of one image on one thread. Mean ± sample "
+            "standard deviation over seeds. Generated from `sanp.json` by `python docs/evidence/sanp.py --data ../shared/data`.\n",
             markdown(header, rows),
         ]
     )
