@@ -102,8 +102,8 @@ def render(table: Table) -> str:
             "# Architecture search on CIFAR-10 (JPEG)\n",
             f"ResNet-{DEPTH} on {NUM_IMAGES:,} training images, {EPOCHS} epochs for every net, {SEARCH_EPOCHS} of "
             "search before the one that is searched: test error in percentage points and the part of the MACs, mean ± "
-            "sample standard deviation over seeds, and how many blocks are passed by in each. Generated from `tas.json` by "
-            "`python docs/evidence/tas.py --data ../shared/data`.\n",
+            "sample standard deviation over seeds, and how many blocks are passed by in each. Generated from "
+            "`tas.json` by `python docs/evidence/tas.py --data ../shared/data`.\n",
             markdown(["net", "error", "MACs", "blocks passed by"], rows),
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from topiarist.recover.train import Row, device_of, to_device
 _CLOSE = 0.01  # of the budget, which the learnt decisions may miss before they are shifted
 _FARTHEST = 16.0  # a logit at which everything is closed
 _HALVINGS = 20
+_NUM_BATCHES = 32  # that the threshold is found on
 
 
 @method(
@@ -54,7 +56,7 @@ def self_adaptive(
     From the trained ``model`` a `topiarist.mask.SelfAdaptive` is made; its weights (Adam, ``lr``) and its decisions
     (``decision_lr``) minimise the loss + ``strength`` · (mean cost − ``budget``)², the cost being multiply–accumulates
     over those of ``model``, the decisions' own included. What is missed in the end is made up for by one threshold for
-    all decisions, found by bisection on ``data``. At batch 1 closed channels are really skipped. The plan removes
+    all decisions, found by bisection on the first 32 batches. At batch 1 closed channels are really skipped. The plan removes
     nothing; its ``achieved["macs"]`` is the mean over ``data``.
 
     Raises:
@@ -78,7 +80,8 @@ def self_adaptive(
         return {"loss": float(task.detach()), "lr": lr, "macs": float(cost.detach()), "variance": variance(work)}
 
     rows = each_step(work, data, epochs, step, on_step=on_step)
-    cost = _calibrated(work, data, budget.value)
+    _calibrate(work, list(islice(data, _NUM_BATCHES)), budget.value)
+    cost = mean_cost(work, data)
     nothing = {name: torch.zeros(d.current.shape[1], dtype=torch.bool) for name, d in work.decisions.items()}
     params = num_params(work) / num_params(model)
     achieved = {"sparsity": 0.0, "compression": 1 / params, "macs": cost, "params": params}
@@ -111,22 +114,20 @@ def mean_cost(model: SelfAdaptive, data: Iterable[Any]) -> float:
     return total / num
 
 
-def _calibrated(model: SelfAdaptive, data: Iterable[Any], target: float) -> float:
-    """Shift the threshold of all decisions until the mean cost is at the target; the cost then."""
-    found = mean_cost(model, data)
-    if abs(found - target) <= _CLOSE * target:
-        return found
+def _calibrate(model: SelfAdaptive, batches: Sequence[Any], target: float) -> None:
+    """Shift the threshold of all decisions until the mean cost of some batches is at the target."""
+    if abs(mean_cost(model, batches) - target) <= _CLOSE * target:
+        return
     low, high = -_FARTHEST, _FARTHEST
     model.shift(high)
-    least = mean_cost(model, data)
+    least = mean_cost(model, batches)
     if least > target:
         raise BudgetError(f"asked for macs={target:g}, nearest is macs={least:.6g}: one channel of each layer is open")
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         model.shift(middle)
-        found = mean_cost(model, data)
+        found = mean_cost(model, batches)
         if abs(found - target) <= _CLOSE * target:
-            return found
+            return
         low, high = (middle, high) if found > target else (low, middle)
     model.shift(high)  # decisions that are alike for many samples change together
-    return mean_cost(model, data)
