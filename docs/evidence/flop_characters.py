@@ -52,7 +52,7 @@ def run(net: str, way: str, budget: float, seed: int, text: Any, steps: int) -> 
     if way == "FLOP":
         result = topiarist.methods.flop(
             model, tokens[None, :LENGTH], data=data, loss=F.cross_entropy, budget=topiarist.Budget(params=budget),
-            epochs=epochs, lr=2e-3, gate_lr=2e-2, multiplier_lr=1.0, warm_up=0.4,
+            epochs=epochs, lr=2e-3, gate_lr=2e-2, multiplier_lr=0.2, warm_up=0.4,
         )  # fmt: skip
         model, row = result.model, result.curve[-1]
         found = {"expected_sparsity": row["expected_sparsity"], "min_rank": row["min_rank"]}

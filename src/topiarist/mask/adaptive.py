@@ -81,6 +81,8 @@ class AdaptiveLayer(nn.Module):
 
     Closed channels are multiplied by zero where they are read, after norms and activations. For a single sample in
     evaluation mode they are not computed: the weights of open channels are taken out, and what is not made is zero.
+    As many closed ones are computed along, and not read, as make a multiple of ``round_to``: kernels like these, and
+    are made anew for every number that they have not met.
 
     Args:
         layer: the layer.
@@ -90,10 +92,15 @@ class AdaptiveLayer(nn.Module):
     """
 
     def __init__(
-        self, layer: nn.Module, decides: Decision | None, reads: Sequence[tuple[Decision, Tensor]], num_macs: float
+        self,
+        layer: nn.Module,
+        decides: Decision | None,
+        reads: Sequence[tuple[Decision, Tensor]],
+        num_macs: float,
+        round_to: int = 1,
     ) -> None:
         super().__init__()
-        self.layer, self.decides = layer, decides
+        self.layer, self.decides, self.round_to = layer, decides, round_to
         self.reads = tuple(reads)  # modules of other layers: a tuple does not make them submodules of this one
         self.num_macs = num_macs
         self.share = torch.ones(0)  # of the multiply–accumulates, by sample, the last time
@@ -130,8 +137,20 @@ class AdaptiveLayer(nn.Module):
     def _count(self, opened: Tensor | None, made: Tensor | None, x: Tensor) -> None:
         share = torch.ones(len(x), dtype=x.dtype, device=x.device)
         for part in (opened, made):
-            share = share if part is None else share * part.mean(1)
+            share = share if part is None else share * self._part(part)
         self.share = share
+
+    def _part(self, opened: Tensor) -> Tensor:
+        """The part of the channels that is computed, by sample; in training without rounding, for its gradient."""
+        if self.training:
+            return opened.mean(1)
+        rounded = (opened.sum(1) / self.round_to).ceil() * self.round_to
+        return rounded.clamp(max=opened.shape[1]) / opened.shape[1]
+
+    def _computed(self, opened: Tensor) -> Tensor:
+        """The channels to compute: those that are open, and the first closed ones up to a multiple."""
+        num = -(-int(opened.count_nonzero()) // self.round_to) * self.round_to
+        return opened.argsort(descending=True, stable=True)[:num].sort().values
 
     def _skipping(self, x: Tensor, opened: Tensor | None) -> Tensor:
         layer: Any = self.layer
@@ -139,11 +158,12 @@ class AdaptiveLayer(nn.Module):
         made = None if self.decides is None else self.decides(x if opened is None else x * self._along(opened, x))
         self._count(opened, made, x)
         if made is not None:
-            rows = made[0].nonzero().flatten()
+            rows = self._computed(made[0])
             weight, bias = weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
         if opened is not None:
-            columns = opened[0].nonzero().flatten()
+            columns = self._computed(opened[0])
             x, weight = x.index_select(dim, columns), weight.index_select(1, columns)
+            x = x * self._along(opened.index_select(1, columns), x)
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
         out: Tensor = layer._conv_forward(x, weight, bias)
@@ -162,9 +182,11 @@ class SelfAdaptive(nn.Module):
 
     Args:
         reduction: how many times fewer hidden units a decision has than it reads channels; it has 8 at least.
+        keep: patterns of modules whose channels are always computed.
+        round_to: at batch 1 as many channels are computed as make a multiple of this; see `AdaptiveLayer`.
 
     Raises:
-        InputError: the model has no such axis, or ``keep`` matches nothing.
+        InputError: the model has no such axis, ``keep`` matches nothing, or a number is below 1.
         TraceError: the model does not run on ``example_inputs``.
 
     Example:
@@ -178,10 +200,18 @@ class SelfAdaptive(nn.Module):
         (torch.Size([3, 2]), torch.Size([3]))
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, *, reduction: int = 8, keep: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        reduction: int = 8,
+        keep: Sequence[str] = (),
+        round_to: int = 8,
+    ) -> None:
         super().__init__()
-        if reduction < 1:
-            raise InputError(f"the reduction is 1 or more, got {reduction!r}")
+        if reduction < 1 or round_to < 1:
+            raise InputError(f"reduction and round_to are 1 or more, got {reduction!r} and {round_to!r}")
         axes, units = units_in(model, example_inputs, "channel", keep)
         self.model = copy.deepcopy(model)
         modules = dict(self.model.named_modules())
@@ -200,6 +230,7 @@ class SelfAdaptive(nn.Module):
                 None if made is None else decisions[made.name],
                 [(decision, unit) for decision, unit in reads if unit is not None],
                 macs.get(f"{name}.weight" if name else "weight", 0.0),
+                round_to,
             )
             _replace(self, f"model.{name}", adaptive.train(modules[name].training))
         self.to(next(model.parameters()).device)

@@ -46,6 +46,7 @@ def self_adaptive(
     decision_lr: float = 1e-2,
     strength: float = 1.0,
     reduction: int = 8,
+    round_to: int = 8,
     keep: Sequence[str] = (),
     evaluate: Evaluate | None = None,
     on_step: OnStep | None = None,
@@ -56,8 +57,9 @@ def self_adaptive(
     From the trained ``model`` a `topiarist.mask.SelfAdaptive` is made; its weights (Adam, ``lr``) and its decisions
     (``decision_lr``) minimise the loss + ``strength`` · (mean cost − ``budget``)², the cost being multiply–accumulates
     over those of ``model``, the decisions' own included. What is missed in the end is made up for by one threshold for
-    all decisions, found by bisection on the first 32 batches. At batch 1 closed channels are really skipped. The plan removes
-    nothing; its ``achieved["macs"]`` is the mean over ``data``.
+    all decisions, found by bisection on the first 32 batches. At batch 1 closed channels are really skipped, but for
+    those that make up a multiple of ``round_to``, which the cost counts. The plan removes nothing; its
+    ``achieved["macs"]`` is the mean over ``data``.
 
     Raises:
         InputError: the budget is not one of ``macs``, or no channels can be skipped in this model.
@@ -65,7 +67,7 @@ def self_adaptive(
     """
     if budget.unit != "macs":
         raise InputError(f"what a sample costs is counted in macs, got {budget!r}; try Budget(macs=0.5)")
-    work = SelfAdaptive(model, example_inputs, reduction=reduction, keep=keep).train(model.training)
+    work = SelfAdaptive(model, example_inputs, reduction=reduction, keep=keep, round_to=round_to).train(model.training)
     deciding = [p for decision in work.decisions.values() for p in decision.parameters()]
     ids = {id(p) for p in deciding}
     optimizers = (
