@@ -149,8 +149,9 @@ class AdaptiveLayer(nn.Module):
 
     def _computed(self, opened: Tensor) -> Tensor:
         """The channels to compute: those that are open, and the first closed ones up to a multiple."""
-        num = -(-int(opened.count_nonzero()) // self.round_to) * self.round_to
-        return opened.argsort(descending=True, stable=True)[:num].sort().values
+        there = opened.nonzero().flatten()
+        more = -len(there) % self.round_to
+        return torch.cat((there, (opened == 0).nonzero().flatten()[:more])) if more else there
 
     def _skipping(self, x: Tensor, opened: Tensor | None) -> Tensor:
         layer: Any = self.layer
