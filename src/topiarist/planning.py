@@ -30,7 +30,7 @@ from topiarist.measure.prediction import Axis, Bench, Prediction
 from topiarist.measure.size import StoredSize
 from topiarist.plan import Budget, Plan, Slice, Units
 from topiarist.saliency import Saliency
-from topiarist.saliency.base import needs, score
+from topiarist.saliency.base import needs, score, told
 from topiarist.saliency.finite import check_finite
 from topiarist.shrink import shrink
 from topiarist.stats import PerParameter, Statistics, Subject, collect, start
@@ -105,7 +105,7 @@ def plan(
     """
     form = structures.resolve(structure, round_to, model)
     planner = Planner.of(model, example_inputs, form, keep, uniform, min_units)
-    criterion = saliencies.resolve(saliency)
+    criterion = planner.criterion(saliency)
     spread = planner.allocation(allocation, criterion, data, loss)
     planner, budget = planner.timed(budget, latency_table, progress)
     return planner.plan(criterion, spread, budget, data=data, loss=loss)
@@ -150,7 +150,7 @@ def sensitivity(
     """
     planner = Planner.of(model, example_inputs, structures.resolve(structure), keep, uniform)
     return planner.analyse(
-        saliencies.resolve(saliency), evaluate, grid, data=data, loss=loss, path=path, progress=progress
+        planner.criterion(saliency), evaluate, grid, data=data, loss=loss, path=path, progress=progress
     )
 
 
@@ -189,6 +189,10 @@ class Planner:
             )
         axes = trace(model, example_inputs, uniform)
         return cls(model, axes, structure, keep, example_inputs=example_inputs, min_units=min_units)
+
+    def criterion(self, saliency: str | Saliency) -> Saliency:
+        """The criterion that is meant, told what it asks of the structure."""
+        return told(saliencies.resolve(saliency), getattr(self.structure, "pattern", None))
 
     @cached_property
     def units(self) -> tuple[Units, ...]:
