@@ -159,7 +159,8 @@ class Planner:
     """A traced model and its units: makes plans, again and again as weights change.
 
     ``excluded`` maps units that may not go to the reason, ``min_units`` says how many stay at least.
-    ``prediction`` is what `timed` found, by ``clock``.
+    ``prediction`` is what `timed` found, by ``clock``. ``dense`` is the model of before any cut, where ``model`` has zeros
+    by now: what is left is a fraction of it.
     """
 
     model: nn.Module
@@ -171,6 +172,7 @@ class Planner:
     min_units: MinUnits | None = None
     prediction: Prediction | None = None
     clock: Clock = wall_clock
+    dense: nn.Module | None = None
 
     @classmethod
     def of(
@@ -484,7 +486,10 @@ class Planner:
     @cached_property
     def _whole(self) -> dict[str, float]:
         left = self._physical({}) if self.structure.is_physical else self._sparse({})
-        return {unit: count() for unit, count in left.items() if unit != "peak_memory"}
+        found = {unit: count() for unit, count in left.items() if unit != "peak_memory"}
+        if self.dense is not None and not self.structure.is_physical:
+            found["bytes"] = StoredSize(self.dense).whole
+        return found
 
     @cached_property
     def _whole_peak(self) -> int:

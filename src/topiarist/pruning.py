@@ -188,7 +188,7 @@ class _Run:
         """Plan, mask, recover, evaluate, save; from where the journal left off."""
         work, progress = journal.resume(work)
         for step in range(len(progress.curve) + 1, num_steps + 1):
-            planner = replace(self.planner, model=work)
+            planner = replace(self.planner, model=work, dense=self.planner.model)
             amounts_by = self._amounts_by()
             before = progress.plan.masks(work) if progress.plan is not None else {}
             stats = planner.collect(amounts_by, self.context.data, self.context.loss, before)
