@@ -21,7 +21,7 @@ class RecoveryContext:
     how that was trained.
 
     ``recipe`` and ``checkpoints`` are those of the training that is rewound; ``progress`` is called with every row
-    (see `topiarist.recover.train`), the number of steps in all beside it.
+    (see `topiarist.recover.train`), the number of steps in all beside it. ``is_last`` says that no cut follows.
     """
 
     data: Iterable[Any] | None = None
@@ -31,6 +31,7 @@ class RecoveryContext:
     progress: OnStep | None = None
     recipe: TrainingRecipe | None = None
     dense: nn.Module | None = None
+    is_last: bool = True
 
     def compared(self, recovery: object) -> tuple[Iterable[Any], nn.Module, Plan | None]:
         """The data, the dense model and the plan.

@@ -22,6 +22,7 @@ from topiarist.structure.rank import Rank
 from topiarist.structure.rounding import multiple_for
 from topiarist.structure.strided import Strided
 from topiarist.structure.weight import Weight
+from topiarist.structure.width import Width
 from topiarist.structure.words import STRUCTURES, named
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Structure",
     "Vector",
     "Weight",
+    "Width",
     "permute",
     "resolve",
 ]
