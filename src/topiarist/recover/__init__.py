@@ -14,6 +14,7 @@ from topiarist.recover.checkpoints import Checkpoints
 from topiarist.recover.compensate import Compensate, compensate
 from topiarist.recover.distil import Distil
 from topiarist.recover.finetune import FineTune
+from topiarist.recover.in_turn import InTurn, Refit
 from topiarist.recover.no_training import NoTraining
 from topiarist.recover.none import NoRecovery
 from topiarist.recover.recalibrate import Recalibrate, recalibrate
@@ -29,6 +30,7 @@ __all__ = [
     "Compensate",
     "Distil",
     "FineTune",
+    "InTurn",
     "LRRewind",
     "NoRecovery",
     "NoTraining",
@@ -36,6 +38,7 @@ __all__ = [
     "Reconstruct",
     "Recovery",
     "RecoveryContext",
+    "Refit",
     "Reinitialize",
     "Scratch",
     "TrainingRecipe",
