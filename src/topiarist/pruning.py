@@ -24,7 +24,8 @@ from topiarist.mask import mask, unmask
 from topiarist.mask.attach import reapply
 from topiarist.plan import Budget, Plan
 from topiarist.planning import Evaluate, Loss, Planner
-from topiarist.recover import Checkpoints, Recovery, RecoveryContext, Row, TrainingRecipe
+from topiarist.recover import Checkpoints, Recovery, RecoveryContext, TrainingRecipe
+from topiarist.recover.train import Row
 from topiarist.saliency import Compensating, Random, Saliency, check_finite
 from topiarist.schedule import PerLayer, Schedule, may_fall
 from topiarist.shrink import Verification, shrink, verify
@@ -97,8 +98,8 @@ def prune(
             ``"reinitialize"`` or an object such as ``FineTune(epochs=2)``.
         data: batches ``(inputs, targets)``, for criteria that need gradients and for recovery.
         sequential: cut one set of units after the other, from the input on, each scored on what those before it have
-            left, with a pass over ``data`` each; statistics are those of one set at a time. ``"deep-first"`` goes from the
-            output on. Without, all see the whole model.
+            left, with a pass over ``data`` each; statistics are those of one set at a time. ``"deep-first"`` goes
+            from the output on. Without, all see the whole model.
         accept: called with each row of the curve; a step that it refuses is undone, and the run ends with the one
             before. What it looks at belongs in ``evaluate``.
         loss: maps outputs and targets to a scalar.

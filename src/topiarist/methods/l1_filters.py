@@ -64,8 +64,8 @@ def l1_filters(
 
     ``ratios`` says what goes of each layer: a dict by layer name pattern, or one of the paper's predefined
     configurations (`CONFIGS`: ``"vgg16-a"``, ``"resnet56-a"``, …); without it every layer loses the fraction that
-    meets ``budget``, with it a budget is not looked at. ``greedy`` leaves out of the sums what earlier layers have lost;
-    else they count all input channels. Other options are those of `topiarist.prune`.
+    meets ``budget``, with it a budget is not looked at. ``greedy`` leaves out of the sums what earlier layers
+    have lost; else they count all input channels. Other options are those of `topiarist.prune`.
 
     Raises:
         InputError: no configuration is called so, or it is not one of this model.

@@ -30,8 +30,9 @@ def scratch(
     """Draw fresh weights for the architecture that a pruning leaves, and train it as the dense one was.
 
     ``equal="epochs"`` is scratch-E, ``"compute"`` scratch-B: as many epochs as the dense training's
-    multiply–accumulates pay for, at most ``cap`` times. ``recipe`` is that of the dense training. What goes is said by the other options,
-    those of `topiarist.prune`; of channels, by default, the same fraction of each layer's filters, those of small L1.
+    multiply–accumulates pay for, at most ``cap`` times. ``recipe`` is that of the dense training. What goes is said by
+    the other options, those of `topiarist.prune`; of channels, by default, the same fraction of each layer's filters,
+    those of small L1.
     """
     chosen = {"saliency": "filter-l1" if structure == "channel" else "l2", "allocation": "uniform"}
     return prune(

@@ -1,4 +1,4 @@
-"""ThiNet: layer by layer, the channels that the next layer misses least go, and the others are scaled (Luo et al. 2017)."""
+"""ThiNet: layer by layer, the channels that the next layer misses least go, and the others are scaled."""
 
 from __future__ import annotations
 
