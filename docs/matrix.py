@@ -103,11 +103,7 @@ def render(found: dict[str, str]) -> str:
     for one, other in PAIRS:
         columns = min((one, other), key=lambda part: len(PARTS[part]))
         rows = other if columns == one else one
-        text += [
-            f"## {one} and {other}\n",
-            f"| | {' | '.join(PARTS[columns])} |",
-            "|---" * (len(PARTS[columns]) + 1) + "|",
-        ]
+        text += [f"## {one} and {other}\n", f"| | {' | '.join(PARTS[columns])} |", "|---" * (len(PARTS[columns]) + 1) + "|"]
         for row in PARTS[rows]:
             cells = [found[key({**DEFAULT, rows: row, columns: column})] for column in PARTS[columns]]
             shown = [c if c == RUNS else str(reasons.setdefault(c, len(reasons) + 1)) for c in cells]

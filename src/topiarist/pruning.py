@@ -93,7 +93,8 @@ def prune(
         schedule: how much at which step: ``"one-shot"``, ``"linear"``, ``"cubic"``, ``"cosine"``, ``"exponential"``,
             ``"constant-fraction"``, ``"one-cycle"``, ``"movement"``, ``"dense-sparse-dense"``, a function
             ``(progress, final) -> fraction removed``, or a dict of them by layer name pattern or type.
-        steps: how many pruning steps; defaults to what the schedule itself asks for, else 1.
+        steps: how many pruning steps; defaults to what the schedule itself asks for, else 1. More than one without a
+            budget is for an allocation that can be asked again (``repeats = True``, as `Outliers`).
         recover: what follows each cut: ``"none"``, ``"fine-tune"``, ``"recalibrate"``, ``"rewind"``, ``"lr-rewind"``,
             ``"reinitialize"`` or an object such as ``FineTune(epochs=2)``.
         data: batches ``(inputs, targets)``, for criteria that need gradients and for recovery.

@@ -12,7 +12,7 @@ from torch import nn
 from topiarist.allocation import Global
 from topiarist.mask import ScaleL1, units_in
 from topiarist.methods.base import method
-from topiarist.methods.stages import kept, training
+from topiarist.methods.stages import as_first_step, kept, training
 from topiarist.plan import Units
 from topiarist.pruning import PruneResult, prune
 from topiarist.recover import TrainingRecipe, train
@@ -56,7 +56,7 @@ def network_slimming(
 
     def pressed() -> nn.Module:
         work = copy.deepcopy(model)
-        train(work, data, loss, told, penalty=penalty, on_step=on_step)
+        train(work, data, loss, told, penalty=penalty, on_step=as_first_step(on_step))
         return work
 
     return prune(

@@ -1,8 +1,10 @@
-"""What methods share that train before they prune: a stage that is kept in the folder of the run."""
+"""What methods share that train before or while they prune, and that stop where accuracy does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ from torch import nn
 
 from topiarist.errors import InputError
 from topiarist.io import load, save
+from topiarist.measure import evaluate as evaluate_on
+from topiarist.planning import Evaluate
+from topiarist.pruning import OnStep
 from topiarist.recover import TrainingRecipe
 from topiarist.recover.train import Loss
 
@@ -38,3 +43,39 @@ def training(
         missing = [name for name, given in (("data", data), ("loss", loss), ("recipe", recipe)) if given is None]
         raise InputError(f"{method} trains: it needs {', '.join(missing)}; try recipe=TrainingRecipe(epochs=10)")
     return data, loss, recipe
+
+
+def as_first_step(on_step: OnStep | None) -> OnStep | None:
+    """Rows of a training before any cut, told as those of the first pruning step."""
+    if on_step is None:
+        return None
+    return lambda row: on_step({"pruning_step": 1, "num_pruning_steps": 1, **row})
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """Whether a row of the curve has this accuracy."""
+
+    accuracy: float
+
+    def __call__(self, row: Mapping[str, float]) -> bool:
+        return row["accuracy"] >= self.accuracy
+
+
+def tolerance(
+    model: nn.Module, drop: float, evaluate: Evaluate | None, data: Iterable[Any] | None, loss: Loss | None
+) -> tuple[Evaluate, AtLeast]:
+    """How a step is evaluated, on ``data`` if nothing else is said, and the accuracy that it must have: ``model``'s
+    own less ``drop``, a fraction of all examples.
+
+    Raises:
+        InputError: nothing says how the accuracy is found.
+    """
+    if evaluate is None:
+        if data is None or loss is None:
+            raise InputError("this method stops where accuracy does: pass evaluate=function, or data and loss")
+        evaluate = partial(evaluate_on, data=data, loss=loss)
+    found = evaluate(model)
+    if "accuracy" not in found:
+        raise InputError(f"evaluate must return an accuracy, it returned {[*found]}")
+    return evaluate, AtLeast(found["accuracy"] - drop - 1e-12)  # accuracies are quotients of counts

@@ -16,6 +16,7 @@ from topiarist.recover.distil import Distil
 from topiarist.recover.finetune import FineTune
 from topiarist.recover.in_turn import InTurn, Refit
 from topiarist.recover.no_training import NoTraining
+from topiarist.recover.noise_outputs import NoiseOutputs
 from topiarist.recover.none import NoRecovery
 from topiarist.recover.recalibrate import Recalibrate, recalibrate
 from topiarist.recover.recipe import TrainingRecipe
@@ -34,6 +35,7 @@ __all__ = [
     "LRRewind",
     "NoRecovery",
     "NoTraining",
+    "NoiseOutputs",
     "Recalibrate",
     "Reconstruct",
     "Recovery",
@@ -64,6 +66,7 @@ NAMES: dict[str, Callable[[], Recovery]] = {
     "reconstruct": Reconstruct,
     "no-training": NoTraining,
     "distil": Distil,
+    "noise-outputs": NoiseOutputs,
     "scratch-E": Scratch,
     "scratch-B": lambda: Scratch(equal="compute"),
 }
