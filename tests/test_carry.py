@@ -75,7 +75,7 @@ def test_a_state_or_a_parameter_that_cannot_be_carried_is_named() -> None:
         carry_optimizer(optimizer, net, small, plan)
     factored = torch.optim.SGD(net.parameters(), lr=0.1)
     factored.state[net[0].weight]["row"] = torch.zeros(8)
-    with pytest.raises(InputError, match="row of 0.weight has shape"):
+    with pytest.raises(InputError, match=r"row of 0\.weight has shape"):
         carry_optimizer(factored, net, small, plan)
 
 

@@ -59,7 +59,8 @@ def test_a_student_that_is_its_teacher_stays() -> None:
             guide[3].weight.add_(0.5 * other)
             guide[3].weight[0].mul_(1 - 2 * other)
         rows = recovery(student, RecoveryContext(data=data, dense=guide))
-        same = all(torch.allclose(a, b, atol=1e-12) for a, b in zip(student.parameters(), teacher.parameters()))
+        pairs = zip(student.parameters(), teacher.parameters(), strict=True)
+        same = all(torch.allclose(a, b, atol=1e-12) for a, b in pairs)
         assert same is not other
         assert (rows[0]["loss"] < 1e-12) is not other
 

@@ -552,8 +552,8 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def test_a_newer_version_says_so(saved: tuple[nn.Module, Path], tmp_path: Path) -> None:
-    rewrite(copied(saved, tmp_path), lambda raw: raw.update(version=2))
-    with pytest.raises(FormatError, match="version 2, this topiarist reads version 1"):
+    rewrite(copied(saved, tmp_path), lambda raw: raw.update(version=3))
+    with pytest.raises(FormatError, match="version 3, this topiarist reads versions 1 to 2"):
         load(tmp_path, build=build)
 
 

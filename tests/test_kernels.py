@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 import topiarist
 from topiarist.graph import kernels
 from topiarist.graph.kernels import Kernels
+from topiarist.graph.shapes import SHAPES
 from topiarist.models import VisionTransformer
 from topiarist.testing import zoo
 
@@ -97,6 +98,50 @@ def test_batch_norm_of_any_shape(dtype: torch.dtype, shape: tuple[int, ...], tra
         for a, b in zip(remember(norm, args, {}), norm(*args), strict=True):
             assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
     assert remember.num_run == 0
+
+
+def _m(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+aten = torch.ops.aten
+FORMULAS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "strided": (
+        aten.convolution.default,
+        (_m(2, 4, 9, 8), _m(6, 4, 3, 2), _m(6), [2, 3], [1, 0], [1, 2], False, [0], 1),
+    ),
+    "groups": (aten.convolution.default, (_m(2, 4, 9), _m(6, 2, 3), None, [1], [1], [1], False, [0], 2)),
+    "halves": (aten.native_layer_norm.default, (*[_m(2, 5, dtype=torch.half), [5]], None, None, 1e-5)),
+    "two dimensions": (aten.native_layer_norm.default, (_m(2, 3, 5), [3, 5], _m(3, 5), _m(3, 5), 1e-5)),
+    "a transposed factor": (aten.addmm.default, (_m(4), _m(3, 5), _m(4, 5).t())),
+    "kept": (aten.mean.dim, (_m(2, 3, 4), [-1, 1], True)),
+    "not kept": (aten.mean.dim, (_m(2, 3, 4), [-1, 0])),
+}
+UNFIT: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "channels": (aten.convolution.default, (_m(2, 4, 9), _m(6, 4, 3), None, [1], [1], [1], False, [0], 2)),
+    "too small": (aten.convolution.default, (_m(2, 4, 2), _m(6, 4, 3), None, [1], [0], [1], False, [0], 1)),
+    "another shape": (aten.native_layer_norm.default, (_m(2, 5), [4], None, None, 1e-5)),
+    "other factors": (aten.addmm.default, (_m(4), _m(3, 5), _m(4, 5))),
+    "no such dimension": (aten.mean.dim, (_m(2, 3), [2])),
+    "twice": (aten.mean.dim, (_m(2, 3), [1, -1])),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formulas_against_torch(name: str) -> None:
+    func, args = FORMULAS[name]
+    found, expected = (tree_leaves(call) for call in (Kernels()(func, args, {}), func(*args)))
+    assert SHAPES[func](*args) is not None
+    for a, b in zip(found, expected, strict=True):
+        assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_no_formula_holds_for_is_left_to_torch(name: str) -> None:
+    func, args = UNFIT[name]
+    assert SHAPES[func](*args) is None
+    with pytest.raises((RuntimeError, IndexError)):
+        Kernels()(func, args, {})
 
 
 def test_what_does_not_fit_fails_as_it_always_did() -> None:

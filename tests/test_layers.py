@@ -377,6 +377,11 @@ def test_bad_options_are_refused(make):
         make()
 
 
+def test_messages_name_what_is_needed():
+    with pytest.raises(InputError, match=r"needs WeightGrams: pass data"):
+        topiarist.plan(nn.Linear(3, 2), torch.zeros(1, 3), saliency="sparsegpt", budget=BUDGET(sparsity=0.5))
+
+
 @pytest.mark.parametrize("word", ["obc", "sparsegpt"])
 def test_larger_units_are_refused(word):
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))

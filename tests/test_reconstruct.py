@@ -181,9 +181,10 @@ def test_a_network_of_twins_is_restored_exactly(is_sabotaged: bool, monkeypatch:
     """Sabotage: the dense network is one batch ahead."""
     dense, plan, batches = _twice()
     if is_sabotaged:
-        shifted = lambda model, inputs, keep: runners(
-            model, [*inputs[1:], inputs[0]] if model is dense else inputs, keep
-        )
+
+        def shifted(model: nn.Module, inputs: list[Tensor], keep: Any) -> Any:
+            return runners(model, [*inputs[1:], inputs[0]] if model is dense else inputs, keep)
+
         monkeypatch.setitem(reconstruct.__wrapped__.__globals__, "runners", shifted)
     x = _rand(5, 2, 6, 6, seed=9)
     with _cut(dense, plan) as cut, torch.no_grad():
@@ -446,3 +447,28 @@ def test_the_best_of_what_was_tried_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
         [row] = NoTraining()(cut, context)
         assert row["loss"] == row["before"]
         assert all(torch.equal(plain[name], tensor) for name, tensor in cut.state_dict().items())
+
+
+def test_a_product_between_another_and_its_sum_is_refitted_too() -> None:
+    """The dense network has run past the second product by the time that its turn comes."""
+
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(5)
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = torch.tanh(self.a(x))
+            y = self.b(x)
+            z = self.c(x)
+            return x + y, z
+
+    dense = Between().double()
+    shaken = copy.deepcopy(dense)
+    with torch.no_grad():
+        for parameter in shaken.parameters():
+            parameter.mul_(1.1)
+        reconstruct(shaken, dense, [_rand(40, 4)])
+    for name, parameter in dense.named_parameters():
+        torch.testing.assert_close(shaken.get_parameter(name), parameter, rtol=0, atol=1e-6)

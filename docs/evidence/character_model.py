@@ -153,11 +153,12 @@ def render(table: Table) -> str:
                  for structure in ("weight", "2:4") for quantity, digits in (("loss", 3), ("accuracy", 1)))]
         for name in CRITERIA
     ]  # fmt: skip
+    spread = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds, mean ± sample standard deviation"
     perplexity = math.exp(statistics.mean(of("dense", "loss")))
     text = (
         "# A character model on Shakespeare: half of the weights, one-shot, no training\n\n"
-        f"A transformer of {BLOCKS} blocks, width {WIDTH}, context {CONTEXT}, {STEPS} steps of training; {len(seeds)} "
-        f"seeds, mean ± sample standard deviation; dense perplexity {perplexity:.2f} a character. Every linear layer "
+        f"A transformer of {BLOCKS} blocks, width {WIDTH}, context {CONTEXT}, {STEPS} steps of training; "
+        f"{spread}; dense perplexity {perplexity:.2f} a character. Every linear layer "
         f"but the last loses half of its weights; {NUM_CALIBRATION} sequences of the training text calibrate. *In "
         "turn* means that layers see inputs from those already pruned. Loss in nats a character, accuracy of the next "
         "one in percentage points, on text not seen. Generated from `character_model.json` by "

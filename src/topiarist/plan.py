@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -19,8 +19,13 @@ from torch import Tensor, nn
 from topiarist.errors import FormatError, InputError, nearest
 
 PLAN_FORMAT = "topiarist-plan"
-PLAN_VERSION = 1
-_LATER = ("zeroed",)  # parts of the decision that only some structures have: left out where there are none
+PLAN_VERSION = 2  # the first that knows zeroed and bypassed; plans without them are of version 1
+_LATER = (
+    "zeroed",
+    "bypassed",
+    "bases",
+)  # parts of the decision that only some structures have: left out where there are none
+_FLOATS = {str(d).removeprefix("torch."): d for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 _LONGEST_INDEX_LIST = 4096  # longer selections are stored as packed bits
 
 
@@ -161,15 +166,18 @@ class Member:
     ``dim`` is the tensor dimension that the units index, ``unit`` maps each position along it to a unit
     (int64 of shape ``(size of dim,)``, −1 where no unit of this set lives). Where units are entries, ``dim`` is
     ``None`` and ``unit`` maps the entries in row-major order (``(num entries,)``), or is ``None`` as well where every
-    single entry is a unit of its own. ``side`` is ``"in"`` where activations are multiplied by the tensor and summed
-    over ``dim``: the tensor consumes the units; ``"out"`` where they are summed over another dimension: the tensor
-    makes the units; ``""`` where neither: biases, norms, tables.
+    single entry is a unit of its own; a ``unit`` without dimensions says that the whole tensor belongs to that one.
+    ``side`` is ``"in"`` where activations are multiplied by the tensor and summed over ``dim``: the tensor consumes the
+    units; ``"out"`` where they are summed over another dimension: the tensor makes the units; ``""`` where neither:
+    biases, norms, tables. Where units are no positions, ``view(weight, tensor)`` says what they have in a tensor of the
+    shape of the weight (itself, or its gradient): ``(num units, elements)``.
     """
 
     tensor: str
     dim: int | None = None
     unit: Tensor | None = None
     side: Literal["in", "out", ""] = ""
+    view: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +188,8 @@ class Units:
     carries it, for allocation by layer type; ``layer`` the module's own name; ``minimum`` how many must stay.
     Where one unit takes several indices, of one axis or of several at once, ``step`` says how many of each, ``first``
     how many the first unit takes (the last one takes what is left), ``members`` is empty, and ``assigned`` maps the
-    indices of each axis to units (int64 of shape ``(size,)``), once they are ranked.
+    indices of each axis to units (int64 of shape ``(size,)``), once they are ranked. Where units are modules,
+    ``modules`` names them.
     """
 
     name: str
@@ -192,6 +201,7 @@ class Units:
     step: tuple[tuple[str, int], ...] = ()
     first: tuple[int, ...] = ()
     assigned: tuple[tuple[str, Tensor], ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,8 +221,10 @@ class Plan:
     of entries (for ``structure="weight"`` the units are the entries, and ``removed`` says it). ``slices`` maps tensor
     names to the positions that leave their dimensions (empty for structures that zero entries); ``attributes`` maps
     dotted paths (``"blocks.0.attn.num_heads"``) to the sizes that follow. ``inexact`` names the cut axes for which
-    removing cannot equal zeroing, with the operator that makes it so. ``requested`` and ``achieved`` are in the words
-    of `Budget`, and in units and fractions; ``notes`` say what there is to say of them.
+    removing cannot equal zeroing, with the operator that makes it so. ``bypassed`` maps modules that go as a whole to
+    the form of what they returned (`topiarist.graph.bypass`). ``bases`` maps weights to the columns on whose span they
+    are projected, (outputs, rank), and two layers stand for the one (`topiarist.graph.factored`). ``requested`` and
+    ``achieved`` are in the words of `Budget`, and in units and fractions; ``notes`` say what there is to say of them.
 
     Example:
         >>> plan = Plan("weight", {"weight": torch.tensor([True, False])})
@@ -229,9 +241,11 @@ class Plan:
     achieved: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     zeroed: Mapping[str, Tensor] = field(default_factory=dict)
+    bypassed: Mapping[str, str] = field(default_factory=dict)
+    bases: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("removed", "slices", "attributes", "inexact", "requested", "achieved", "zeroed"):
+        for name in ("removed", "slices", "attributes", "inexact", "requested", "achieved", *_LATER):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
@@ -298,7 +312,7 @@ class Plan:
     def _json(self) -> dict[str, Any]:
         return {
             "format": PLAN_FORMAT,
-            "version": PLAN_VERSION,
+            "version": PLAN_VERSION if any(getattr(self, part) for part in _LATER) else 1,
             "structure": self.structure,
             "removed": {k: _encode(v) for k, v in self.removed.items()},
             "slices": {k: [{"dim": s.dim, **_encode(s.removed)} for s in v] for k, v in self.slices.items()},
@@ -307,7 +321,15 @@ class Plan:
             "requested": dict(self.requested),
             "achieved": dict(self.achieved),
             **({"notes": list(self.notes)} if self.notes else {}),
-            **({"zeroed": {k: _encode(v) for k, v in self.zeroed.items()}} if self.zeroed else {}),
+            **{k: v for k, v in self._later().items() if v},
+        }
+
+    def _later(self) -> dict[str, Any]:
+        """The parts that only some structures have, as JSON."""
+        return {
+            "zeroed": {k: _encode(v) for k, v in self.zeroed.items()},
+            "bypassed": dict(self.bypassed),
+            "bases": {k: _encode_floats(v) for k, v in self.bases.items()},
         }
 
     @classmethod
@@ -319,9 +341,9 @@ class Plan:
         """
         try:
             raw = json.loads(text)
-            if raw.get("format") != PLAN_FORMAT or raw.get("version") != PLAN_VERSION:
+            if raw.get("format") != PLAN_FORMAT or raw.get("version") not in range(1, PLAN_VERSION + 1):
                 raise FormatError(
-                    f"not a plan of version {PLAN_VERSION}: "
+                    f"not a plan of version {PLAN_VERSION} or lower: "
                     f"format {raw.get('format')!r}, version {raw.get('version')!r}"
                 )
             return cls(
@@ -334,6 +356,8 @@ class Plan:
                 achieved=raw["achieved"],
                 notes=tuple(str(note) for note in raw.get("notes", ())),
                 zeroed={k: _decode(v) for k, v in raw.get("zeroed", {}).items()},
+                bypassed={str(k): str(v) for k, v in raw.get("bypassed", {}).items()},
+                bases={str(k): _decode_floats(v) for k, v in raw.get("bases", {}).items()},
             )
         except FormatError:
             raise
@@ -363,6 +387,24 @@ def _encode(removed: Tensor) -> dict[str, Any]:
         return {"size": removed.numel(), "indices": removed.nonzero().flatten().tolist()}
     bits = np.packbits(removed.cpu().numpy())
     return {"size": removed.numel(), "bits": base64.b64encode(zlib.compress(bits.tobytes(), 6)).decode()}
+
+
+def _encode_floats(matrix: Tensor) -> dict[str, Any]:
+    """A matrix in double precision, little-endian and row by row: every narrower float fits in without rounding."""
+    numbers = np.ascontiguousarray(matrix.detach().cpu().double().numpy(), dtype="<f8")
+    dtype = str(matrix.dtype).removeprefix("torch.")
+    return {"shape": list(matrix.shape), "dtype": dtype, "numbers": base64.b64encode(numbers.tobytes()).decode()}
+
+
+def _decode_floats(raw: Mapping[str, Any]) -> Tensor:
+    shape, dtype = raw["shape"], _FLOATS.get(raw["dtype"])
+    numbers = base64.b64decode(raw["numbers"], validate=True)
+    if dtype is None or not (len(shape) == 2 and all(map(_is_count, shape)) and len(numbers) == 8 * math.prod(shape)):
+        raise FormatError(f"damaged plan: {len(numbers)} bytes for a {raw['dtype']!r} matrix of shape {shape!r:.80}")
+    matrix = torch.from_numpy(np.frombuffer(numbers, "<f8").astype(np.float64).reshape(shape))
+    if not bool(matrix.isfinite().all()):
+        raise FormatError("damaged plan: a basis has numbers that are not finite")
+    return matrix.to(dtype)
 
 
 def _decode(raw: Mapping[str, Any]) -> Tensor:

@@ -34,6 +34,7 @@ from topiarist.saliency.base import needs, score
 from topiarist.saliency.finite import check_finite
 from topiarist.shrink import shrink
 from topiarist.stats import PerParameter, Statistics, Subject, collect, start
+from topiarist.stats.statistic import name_of
 from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
 from topiarist.structure.channel import axis_units
@@ -182,7 +183,7 @@ class Planner:
         min_units: MinUnits | None = None,
     ) -> Planner:
         """Trace the model; arguments are those of `plan`."""
-        if uniform is not None and not structure.is_physical:
+        if uniform is not None and (not structure.is_physical or hasattr(structure, "rewriting")):
             raise InputError(
                 f"uniform={uniform!r} ties sizes, and {structure} leaves all as they are; try structure='channel'"
             )
@@ -315,6 +316,7 @@ class Planner:
                 **{unit: self._cost(unit, tuple(own.values())) for unit in ("params", "macs", "bytes")},
                 **({} if self.prediction is None else {"latency_ms": self.prediction}),
             },
+            bool(getattr(saliency, "is_comparable", False)),
         )
 
     def _protected(
@@ -323,6 +325,11 @@ class Planner:
         """Which units the structure holds back, whatever the budget."""
         protected = getattr(self.structure, "protected", None)
         return {} if protected is None else protected(self.axes, units, scores, gone)
+
+    def _settled(self, removed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The removal without what the structure knows not to pay."""
+        settled = getattr(self.structure, "settled", None)
+        return removed if settled is None else settled(self.axes, self.units, removed)
 
     def _cost(self, unit: str, units: Sequence[Units]) -> Cost:
         """What the model costs in ``unit`` with given numbers of the units, which of them does not matter."""
@@ -350,9 +357,11 @@ class Planner:
         stats = start(needs(saliency), subject)
         for need, statistic in stats.items():
             if statistic.reads == "loss" and (data is None or loss is None):
-                raise InputError(f"{saliency} needs {need}: pass data=batches of (inputs, targets) and loss=function")
+                raise InputError(
+                    f"{saliency} needs {name_of(need)}: pass data=batches of (inputs, targets) and loss=function"
+                )
             if statistic.reads == "inputs" and data is None:
-                raise InputError(f"{saliency} needs {need}: pass data=batches of inputs")
+                raise InputError(f"{saliency} needs {name_of(need)}: pass data=batches of inputs")
         collect(stats.values(), subject, data, loss)
         return stats
 
@@ -373,11 +382,15 @@ class Planner:
         achieved: Mapping[str, float] | None = None,
     ) -> Plan:
         """The plan that removes exactly these units, ``units`` as `candidates` ranked them."""
-        removed = by_axis(self.units if units is None else units, removed, self.axes)
+        removed = by_axis(self.units if units is None else units, self._settled(removed), self.axes)
         name = word_of(self.structure)
         if not self.structure.is_physical:
             entries = {} if name == "weight" else zeroed(self.units, removed)
             return Plan(name, removed, requested=requested or {}, achieved=achieved or {}, zeroed=entries)
+        rewriting = getattr(self.structure, "rewriting", None)
+        if rewriting is not None:
+            fields = rewriting(self.axes, self.units, removed, parameters_of(self.model))
+            return Plan(name, requested=requested or {}, achieved=achieved or {}, **{"removed": removed, **fields})
         attributes, broken = self.axes.attributes(removed)
         if broken:
             places = ", ".join(sorted({c.where for c in broken}))
@@ -444,6 +457,7 @@ class Planner:
         ``bytes`` are those of parameters and buffers.
         """
         found: dict[str, float] = {}
+        removed = self._settled(removed)
         left: Mapping[str, Callable[[], float]] = {}
         if {*wanted} - {"sparsity", "latency_ms"}:
             by_name = by_axis(self.units if units is None else units, removed, self.axes)
@@ -474,11 +488,15 @@ class Planner:
 
     def _physical(self, removed: Mapping[str, Tensor]) -> dict[str, Callable[[], float]]:
         """What counts parameters, multiply–accumulates and bytes after a cut."""
-        sizes = self.axes.sizes(removed)
+        remaining = getattr(self.structure, "remaining", None)
+        if removed and remaining is not None:
+            axes, sizes = remaining(self.axes, self.units, removed), {}
+        else:
+            axes, sizes = self.axes, self.axes.sizes(removed)
         return {
-            "params": lambda: self.axes.num_params(sizes),
-            "macs": lambda: self.axes.num_macs(sizes),
-            "bytes": lambda: self.axes.num_bytes(sizes),
+            "params": lambda: axes.num_params(sizes),
+            "macs": lambda: axes.num_macs(sizes),
+            "bytes": lambda: axes.num_bytes(sizes),
             "peak_memory": lambda: self._peak(removed),
         }
 

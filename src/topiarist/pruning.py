@@ -22,7 +22,7 @@ from topiarist.errors import InputError, ShrinkError
 from topiarist.journal import Journal, Progress
 from topiarist.mask import mask, unmask
 from topiarist.mask.attach import reapply
-from topiarist.plan import Budget, Plan
+from topiarist.plan import Budget, Plan, Units
 from topiarist.planning import Evaluate, Loss, Planner
 from topiarist.recover import Checkpoints, Recovery, RecoveryContext, TrainingRecipe
 from topiarist.recover.train import Row
@@ -93,10 +93,17 @@ def prune(
         schedule: how much at which step: ``"one-shot"``, ``"linear"``, ``"cubic"``, ``"cosine"``, ``"exponential"``,
             ``"constant-fraction"``, ``"one-cycle"``, ``"movement"``, ``"dense-sparse-dense"``, a function
             ``(progress, final) -> fraction removed``, or a dict of them by layer name pattern or type.
+<<<<<<< HEAD
         steps: how many pruning steps; defaults to what the schedule itself asks for, else 1. More than one without a
             budget is for an allocation that can be asked again (``repeats = True``, as `Outliers`).
         recover: what follows each cut: ``"none"``, ``"fine-tune"``, ``"recalibrate"``, ``"rewind"``, ``"lr-rewind"``,
             ``"reinitialize"`` or an object such as ``FineTune(epochs=2)``.
+=======
+        steps: how many pruning steps; defaults to what the schedule itself asks for, else 1.
+        recover: what follows each cut: ``"none"``; without training ``"no-training"``, ``"reconstruct"``,
+            ``"compensate"``, ``"recalibrate"``; with it ``"fine-tune"``, ``"distil"``, ``"rewind"``, ``"lr-rewind"``,
+            ``"reinitialize"``, ``"scratch-E"``, ``"scratch-B"``; or an object such as ``FineTune(recipe)``.
+>>>>>>> main
         data: batches ``(inputs, targets)``, for criteria that need gradients and for recovery.
         sequential: cut one set of units after the other, from the input on, each scored on what those before it have
             left, with a pass over ``data`` each; statistics are those of one set at a time. ``"deep-first"`` goes
@@ -404,7 +411,7 @@ def _at_fault(planner: Planner, example_inputs: Any, names: Sequence[str], sound
 def _fault(planner: Planner, example_inputs: Any, names: Sequence[str]) -> str | None:
     """Why the named axes cannot each lose every second unit, or None where they can."""
     cut = set(names)
-    removed = {u.name: (torch.arange(u.num) % 2 == 1) & (u.name in cut) for u in planner.units}
+    removed = {u.name: _half(u, planner.structure) & (u.name in cut) for u in planner.units}
     try:
         plan = planner.make(removed)
         small = shrink(planner.model, plan, example_inputs)
@@ -412,6 +419,15 @@ def _fault(planner: Planner, example_inputs: Any, names: Sequence[str]) -> str |
     except (InputError, ShrinkError) as error:
         return str(error)
     return None if checked.passed else str(checked)
+
+
+def _half(units: Units, structure: Structure) -> Tensor:
+    """Every second unit, as far as the minimum allows; of those that pay only when most are gone, all but that."""
+    places = torch.arange(units.num)
+    if hasattr(structure, "settled"):
+        return places >= units.minimum
+    odd = places % 2 == 1
+    return odd & (odd.cumsum(0) <= units.num - units.minimum)
 
 
 def _timing(on_step: OnStep | None) -> Callable[[int, int], None] | None:

@@ -33,6 +33,7 @@ class Candidates:
     marks the units that an earlier step removed: they stay removed and count as removed; ``protected`` marks those that
     may not go. ``roles`` says in a word what hangs on the units, the same for units of the same kind; ``costs`` maps
     what is counted (``"macs"``) to what the model costs with given numbers of units by name, those not named whole.
+    ``are_comparable`` says that scores of different layers compare as they are.
 
     Raises:
         InputError: names repeat, scores are missing, or a tensor is not of shape ``(num units,)``.
@@ -45,6 +46,7 @@ class Candidates:
     protected: Mapping[str, Tensor] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     costs: Mapping[str, Cost] = field(default_factory=dict)
+    are_comparable: bool = False
     _known: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
     _orders: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 

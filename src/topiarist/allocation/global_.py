@@ -19,7 +19,8 @@ class Global:
     Norms of whole channels grow with the channel's extent, so that narrow layers would go first: ``normalize`` is one
     of `topiarist.allocation.normalize`, such as ``"mean"``, which divides each score by the mean magnitude of the
     scores of its set (Fang et al. 2023, DepGraph); ``"none"`` compares scores as they are; ``"auto"`` is ``"none"``
-    where all units are single weights, and ``"mean"`` otherwise.
+    where all units are single weights, or where the criterion says that its scores compare as they are (changes of the
+    loss, gates), and ``"mean"`` otherwise.
 
     Raises:
         InputError: ``normalize`` is none of these.

@@ -11,7 +11,8 @@
 ``"gaussian"``  (s − mean s) / std s, the z-score (std without Bessel's correction; Renda et al. 2020, ``zprune``)
 ==============  =========================================================================================
 
-``"auto"`` is ``"none"`` where all units are single weights, and ``"mean"`` otherwise. Statistics are those of one
+``"auto"`` is ``"none"`` where all units are single weights or the criterion says that its scores compare as they are
+(changes of the loss, gates), and ``"mean"`` otherwise. Statistics are those of one
 layer's units that are not gone; where a divisor is zero it counts as one.
 """
 
@@ -67,7 +68,7 @@ def comparable(candidates: Candidates, how: str) -> dict[str, Tensor]:
         single = all(
             member.dim is None and member.unit is None for units in candidates.units for member in units.members
         )
-        how = "none" if single else "mean"
+        how = "none" if single or candidates.are_comparable else "mean"
     return {units.name: _normalized(candidates, units.name, how) for units in candidates.units}
 
 

@@ -135,7 +135,9 @@ class Recipe(BaseModel):
     )
     steps: Counting | None = Field(None, description="pruning steps; what the schedule asks for unless given")
     recover: str = Field(
-        "fine-tune", description="'none', 'fine-tune', 'recalibrate', 'rewind', 'lr-rewind' or 'reinitialize'"
+        "fine-tune",
+        description="'none', 'fine-tune', 'no-training', 'reconstruct', 'compensate', 'recalibrate', 'distil', "
+        "'rewind', 'lr-rewind', 'reinitialize', 'scratch-E' or 'scratch-B'",
     )
     recover_epochs: Amount = Field(2, description="epochs of fine-tuning after each pruning step")
     recover_lr: Amount = Field(0.01, description="learning rate of fine-tuning")

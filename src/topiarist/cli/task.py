@@ -29,7 +29,7 @@ from topiarist.measure import evaluate
 from topiarist.measure.executors import prepare
 from topiarist.plan import Budget
 from topiarist.planning import plan, require_physical
-from topiarist.recover import FineTune, LRRewind, Recovery, TrainingRecipe, WeightRewind
+from topiarist.recover import Distil, FineTune, LRRewind, Recovery, TrainingRecipe, WeightRewind
 from topiarist.recover import resolve as recovery_of
 from topiarist.recover.train import to_device
 from topiarist.saliency import resolve as saliency_of
@@ -106,10 +106,11 @@ class Task:
     def recovery(self) -> Recovery:
         """What follows each cut."""
         r = self.recipe
-        if r.recover in ("rewind", "lr-rewind", "reinitialize") and not r.epochs:
+        if r.recover in ("rewind", "lr-rewind", "reinitialize", "scratch-E", "scratch-B") and not r.epochs:
             raise InputError(f"recover {r.recover!r} replays the training, and epochs is 0; try recover 'fine-tune'")
-        if r.recover == "fine-tune":
-            return FineTune(self._training(r.recover_epochs, r.recover_lr, "constant"))
+        if r.recover in ("fine-tune", "distil"):
+            recipe = self._training(r.recover_epochs, r.recover_lr, "constant")
+            return FineTune(recipe) if r.recover == "fine-tune" else Distil(recipe)
         if r.recover == "rewind":
             return WeightRewind(to_fraction=r.rewind_to)
         if r.recover == "lr-rewind":

@@ -65,6 +65,7 @@ class AxisGraph:
         self.one = Axis(1)
         self.one.pins[Reason("it has one index only", "single")] = None
         self._made: list[Axis] = []
+        self.least: dict[Axis, int] = {}  # leaves of which so many must stay
         self.parts: list[Axis] = []  # what divisions into more than one part have given, in order
         self._unifying = False
 

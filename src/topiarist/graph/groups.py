@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +25,7 @@ from topiarist.graph.uniform import Move, described_moves
 from topiarist.plan import Member, Slice
 
 if TYPE_CHECKING:
-    from topiarist.graph.trace import Trace
+    from topiarist.graph.trace import Cost, Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,7 @@ class AxisInfo:
     is_head: bool
     step: tuple[tuple[str, int], ...] = ()
     minimum: int = 1
+    is_expert: bool = False
 
 
 class Axes:
@@ -81,9 +83,12 @@ class Axes:
         self.training_error = training_error
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()
+        self.bypasses = {name: "".join(forms) for name, forms in trace.forms.items() if len(forms) == 1 and all(forms)}
         self._carried = dict(trace.carried)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.modules = {name: type(module).__name__ for name, module in named_modules(model)}
+        self.kinds = {name: type(module) for name, module in named_modules(model)}
+        self.places = _places(model)
         self.depths = _depths(list(trace.order), list(self.modules))
         self._pin_unused(trace.used)
         held = [axis for info in self.tensors.values() for axis in info.axes]
@@ -217,6 +222,25 @@ class Axes:
         shapes = {n: tuple(self.graph.measure(axis, sizes) for axis in i.axes) for n, i in self.tensors.items()}
         return blueprint.misses(attributes, shapes)
 
+    def without(self, modules: Collection[str]) -> Axes:
+        """The same without the tensors that only these modules hold, and without what is computed inside of them."""
+        left: dict[str, TensorInfo] = {}
+        counted: set[str] = set()
+        places = [place for module in modules for place in self.places[module]]
+        for name, info in self.tensors.items():
+            if not any(name.startswith(f"{place}.") for place in places):
+                first = info.tied_to or name
+                left[name] = replace(info, tied_to=first if first in counted else None)
+                counted.add(first)
+        costs = (cost for cost in self.costs if not any(module in modules for module in cost.modules))
+        return self.with_bill(left, costs)
+
+    def with_bill(self, tensors: Mapping[str, TensorInfo], costs: Iterable[Cost]) -> Axes:
+        """The same with other tensors and costs to count."""
+        other = copy.copy(self)
+        other.tensors, other.costs = dict(tensors), tuple(costs)
+        return other
+
     def num_params(self, sizes: Mapping[Axis, int] | None = None) -> int:
         """Parameters with the given leaf sizes; tied tensors count once."""
         return self._count(sizes or {}, lambda info: info.kind == "parameter", lambda info: 1)
@@ -316,7 +340,7 @@ class Axes:
                 name, leaf, leaf.size, tuple(members[leaf]), layer, self.modules.get(layer, ""),
                 tuple(leaf.pins), tuple(leaf.inexact), "head" in leaf.roles,
                 tuple((names[other], num) for other, num in step_of.get(leaf, {}).items() if other in names),
-                minimum.get(leaf, 1),
+                max(minimum.get(leaf, 1), self._least(leaf)), "expert" in leaf.roles and "head" not in leaf.roles,
             )  # fmt: skip
 
     def side(self, name: str, dim: int) -> Literal["in", "out", ""]:
@@ -328,6 +352,10 @@ class Axes:
             return "in" if axes[dim] in summed else "out"
         leaves = {leaf for axis in summed for leaf in self.graph.leaves(axis)}  # several may be summed over as one
         return "in" if leaves.issuperset(self.graph.leaves(axes[dim])) else "out"
+
+    def _least(self, leaf: Axis) -> int:
+        """How many indices an operator needs, such as a top-k as many as it chooses."""
+        return max((num for other, num in self.graph.least.items() if self.graph.find(other) is leaf), default=1)
 
     def weights(self) -> list[str]:
         """The parameters that multiply activations: weights of linear maps and convolutions, whatever their layer."""
@@ -354,6 +382,14 @@ class Axes:
     @cached_property
     def _whole(self) -> dict[str, float]:
         return {"params": self.num_params(), "macs": self.num_macs()}
+
+
+def _places(model: nn.Module) -> dict[str, list[str]]:
+    """Every name of each module, by the first."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[id(module)].append(name)
+    return {places[0]: places for places in names.values()}
 
 
 def _depths(order: Sequence[str], modules: Sequence[str]) -> dict[str, int]:

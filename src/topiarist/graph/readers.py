@@ -60,6 +60,16 @@ def _whereabouts(getter: Callable[[Tensor], bool]) -> Callable[[Trace, Tensor], 
     return read
 
 
+def _unseen(getter: Callable[..., Any]) -> Callable[..., Any]:
+    """Reads what says nothing of sizes."""
+    return lambda trace, *args, **kwargs: getter(*args, **kwargs)
+
+
+_WITHOUT_SIZES = (
+    *(getattr(torch.Tensor, name).__get__ for name in ("ndim", "dtype", "device", "layout", "requires_grad")),
+    *(torch.Tensor.dim, torch.Tensor.is_floating_point, torch.is_floating_point, torch.Tensor.get_device),
+)
+
 # What hands out sizes, or tensors behind the back of the dispatcher.
 READERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.shape.__get__: _shape,  # type: ignore[attr-defined]
@@ -73,6 +83,7 @@ READERS: dict[Any, Callable[..., Any]] = {
         getattr(torch.Tensor, name).__get__: _whereabouts(getattr(torch.Tensor, name).__get__)
         for name in ("is_meta", "is_cpu", "is_cuda")
     },
+    **{getter: _unseen(getter) for getter in _WITHOUT_SIZES},
     **recurrent_functions(),
 }
 

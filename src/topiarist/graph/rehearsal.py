@@ -156,7 +156,7 @@ def _moves(axes: Axes) -> list[dict[Axis, int]]:
     for axis in axes.axes:
         step = [(axes[name], num) for name, num in axis.step or ((axis.name, 1),)]
         if not any(a.pins for a, _ in step):
-            times = min((a.size - 1) // num for a, num in step)
+            times = min(min((a.size - 1) // num, a.size // num - a.minimum) for a, num in step)
             times = max(1, min(times, min(a.size // num for a, num in step) // 2))
             found.setdefault(frozenset(a.name for a, _ in step), {a.leaf: a.size - times * num for a, num in step})
     return list(found.values())

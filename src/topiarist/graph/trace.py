@@ -29,6 +29,7 @@ from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.axis import Axis, AxisGraph, nowhere
 from topiarist.graph.blueprint import read
+from topiarist.graph.bypass import form_of
 from topiarist.graph.copies import UncopiedError, model_tensors, named_modules, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
@@ -36,11 +37,13 @@ from topiarist.graph.leaks import evict
 from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
 from topiarist.graph.modes import Modes
 from topiarist.graph.readers import READERS, body_of
-from topiarist.graph.reasons import Kind
+from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
 from topiarist.graph.rules import RULES
+from topiarist.graph.rules.values import KEEP_VALUES
 from topiarist.graph.running import (
     CONSTANT,
+    fails_on_any_values,
     plain_operators,
     quiet,
     tensors_restored,
@@ -74,6 +77,7 @@ class Tracked(NamedTuple):
     source: str | None = None
     is_uniform: bool = False
     pins: tuple[tuple[Axis, str], ...] = ()
+    ranges: Axis | None = None  # the axis of which the values are indices, as a top-k's are
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +106,8 @@ class Trace:
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
         self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
+        self.choices: list[tuple[Axis, int, Reason]] = []  # axes of which the best are chosen, and how many
+        self.forms: dict[str, set[str]] = {}  # module → forms of what it returned, see `form`
         self.carried: dict[str, Axis] = {}  # weight → the groups that it hands on one by one, as depthwise ones do
         self.used: set[str] = set()
         self.summed: dict[str, list[Axis]] = {}  # weight → axes of it that a product with activations sums over
@@ -137,7 +143,7 @@ class Trace:
 
     def put(
         self, tensor: Tensor, axes: Sequence[Axis], zero: Sequence[bool] | None = None, source: str | None = None,
-        is_uniform: bool = False, pins: Sequence[tuple[Axis, str]] = (),
+        is_uniform: bool = False, pins: Sequence[tuple[Axis, str]] = (), ranges: Axis | None = None,
     ) -> None:  # fmt: skip
         """Say what the axes of ``tensor`` are, and the rest of `Tracked`; ``zero`` defaults to True everywhere."""
         sizes = tuple([self.graph.find(axis).size for axis in axes])
@@ -146,12 +152,46 @@ class Trace:
         zeros = (True,) * len(sizes) if zero is None else tuple(zero)
         if id(tensor) not in self._known:
             self._sharing.setdefault(_storage(tensor), []).append(tensor)
-        self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source, is_uniform, tuple(pins)))
+        self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source, is_uniform, tuple(pins), ranges))
+
+    def indices(self, tensor: Tensor) -> Tracked:
+        """What is known of a tensor of which the values are taken for nothing but indices."""
+        entry = self._known.get(id(tensor))
+        return self[tensor] if entry is None or entry[1].ranges is None else entry[1]
+
+    def looked_up(self, tensor: Tensor, dim: int, index: Tensor, reason: str) -> None:
+        """Indices of a dimension are looked up by the values of ``index``: tied to what these range over, or pinned."""
+        ranges, tracked = self.indices(index).ranges, self[tensor]
+        if ranges is None:
+            self.pin(tracked.axes[dim], reason, "lookup")
+            return
+        axis = self.unify(tracked.axes[dim], ranges, "a choice by rank")
+        if tracked.source is not None:
+            self.graph.mark_role(axis, "expert")
+
+    def ranked(self, axis: Axis, num: int, operator: str) -> None:
+        """The ``num`` best along ``axis`` are chosen: pinned in the end, unless the choice is of experts."""
+        self.inexact(axis, operator)
+        self.choices.append((axis, num, Reason("its values are ranked", "order", *self.here())))
+
+    def decide(self) -> None:
+        """Pin what is ranked for its own sake; of experts, as many as are chosen must stay."""
+        stacks = ((c.tensor, d) for c in self.costs if c.matrix is not None for d in c.matrix.others)
+        stacked = {leaf for name, d in stacks for leaf in self.graph.leaves(self.sources[str(name)][d])}
+        for axis, num, reason in self.choices:
+            for leaf in self.graph.leaves(axis):
+                if leaf in stacked:
+                    leaf.roles.add("expert")
+            if all("expert" in leaf.roles for leaf in self.graph.leaves(axis)):
+                for leaf in self.graph.leaves(axis):
+                    self.graph.least[leaf] = max(num, self.graph.least.get(leaf, 1))
+            else:
+                self.graph.pin(axis, reason)
 
     def alias(self, twin: Tensor, tensor: Tensor) -> None:
         """Let ``twin`` stand for ``tensor``."""
         known = self._known[id(tensor)][1]
-        self.put(twin, known.axes, known.zero, known.source, known.is_uniform, known.pins)
+        self.put(twin, known.axes, known.zero, known.source, known.is_uniform, known.pins, known.ranges)
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether an operator or the model itself has made ``tensor``."""
@@ -265,6 +305,14 @@ class Trace:
         sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self.axes_of(tensor)]
         return torch.Size(sizes)
 
+    def form(self, args: Any, kwargs: Any, out: Any) -> str:
+        """In which form a module returned what could as well be its first input; see `topiarist.graph.bypass`."""
+        before, self.is_inside = self.is_inside, True  # looking at it is no part of the model
+        try:
+            return form_of(args, kwargs, out, lambda tensor: tuple(tensor.shape))
+        finally:
+            self.is_inside = before
+
     def known_of(self, out: Any) -> list[Tracked] | None:
         """What is known of what a module returned, a tensor or a tuple or list of some; None of anything else."""
         tensors = [out] if isinstance(out, Tensor) else out
@@ -279,7 +327,7 @@ class Trace:
         return all(
             len(a.axes) == len(b.axes)
             and all(self.graph.find(left) is self.graph.find(right) for left, right in zip(a.axes, b.axes, strict=True))
-            and (a.zero, a.source, a.is_uniform, a.pins) == (b.zero, b.source, b.is_uniform, b.pins)
+            and (a.zero, a.source, a.is_uniform, a.pins, a.ranges) == (b.zero, b.source, b.is_uniform, b.pins, b.ranges)
             for a, b in zip(before, after, strict=True)
         )
 
@@ -329,7 +377,9 @@ class Trace:
         failure: Exception | None = None
         if found is not None:
             try:
-                found(self, out, *args, **kwargs)
+                with self._as_indices(args[:1] if func.overloadpacket in KEEP_VALUES else ()):
+                    found(self, out, *args, **kwargs)
+                self._hand_ranges_on(func, args, outputs)
             except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
                 failure = error
         if found is None or failure is not None:
@@ -337,10 +387,32 @@ class Trace:
         if func._schema.is_mutable:
             self._written(outputs)
 
+    @contextmanager
+    def _as_indices(self, tensors: Sequence[Any]) -> Iterator[None]:
+        """Inside the ``with``, to look at these tensors is no use of their values, where they are indices."""
+        entries = [self._known[id(t)] for t in tensors if isinstance(t, Tensor) and self.knows(t)]
+        indices = [(tensor, known) for tensor, known in entries if known.ranges is not None]
+        for tensor, known in indices:
+            self._known[id(tensor)] = (tensor, known._replace(pins=()))
+        try:
+            yield
+        finally:
+            self._known.update((id(tensor), (tensor, known)) for tensor, known in indices)
+
+    def _hand_ranges_on(self, func: Any, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+        if not (args and func.overloadpacket in KEEP_VALUES and isinstance(args[0], Tensor)):
+            return
+        entry = self._known.get(id(args[0]))
+        if entry is None or entry[1].ranges is None:
+            return
+        for tensor in outputs:
+            made = self._known[id(tensor)][1]
+            self._known[id(tensor)] = (tensor, made._replace(pins=entry[1].pins, ranges=entry[1].ranges))
+
     def _pin_unruled(self, func: Any, args: Any, kwargs: Any, out: Any, failure: Exception | None) -> None:
         """Pin what an operator touches that has no rule, or whose rule has failed."""
-        kind: Kind = "operator" if failure is None else "rule"
         name = str(func.overloadpacket)
+        kind: Kind = "operator" if failure is None else "rule"
         reason = f"no rule for the operator {name}"
         if failure is not None:
             name = f"{name} ({type(failure).__name__} in its rule: {failure})"
@@ -382,7 +454,8 @@ class Trace:
             if not args and "input" in kwargs:
                 args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
             try:
-                handler(self, out, *args, **kwargs)
+                with self._as_indices((*args[:1], out)):
+                    handler(self, out, *args, **kwargs)
             except Exception as error:  # called in a way that the handler does not know: pinned, never wrong
                 self.pin_all(
                     [*tensors_in((args, kwargs)), *made], f"the sizes of {name} cannot be read ({error})", "hidden"
@@ -405,7 +478,7 @@ class Trace:
             found = [*self.graph.younger(ages), *self.graph.parts[parts:]]
         if found:
             given = [c.axis for c in self.constraints[constraints:]]
-            given.extend(axis for tensor in tensors_in(operands) for axis in self[tensor].axes)
+            given.extend(axis for tensor in tensors_in(operands) for axis in self.axes_of(tensor))
             known = {tuple(self.graph.leaves(axis)) for axis in given}
             for part in found:
                 if tuple(self.graph.leaves(part)) not in known:
@@ -514,6 +587,7 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
                 used, without_values = set(state.used), None if errors else ran
                 if state.modes.are_one:
                     break
+    state.decide()
     state.close()
     if "evaluation" in errors:
         raise _trace_error(model, example_inputs, errors["evaluation"])
@@ -569,15 +643,19 @@ def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) ->
 def _succeeds(attempt: Callable[..., None], state: Trace, model: nn.Module, *args: Any) -> bool:
     """Whether a model runs on tensors without values; what it costs and computes with counts only if it does."""
     costs, numbers = len(state.costs), len(state.numbers)
-    succeeds = True
+    succeeds, final = True, None
     try:
         attempt(state, model, *args)
     except UncopiedError:
         raise
-    except Exception:  # whatever a model may raise
+    except Exception as error:  # whatever a model may raise
         del state.costs[costs:], state.numbers[numbers:]
         succeeds = False
+        if fails_on_any_values(error):
+            final = without_frames(error)
     state.forget()
+    if final is not None:
+        raise final
     return succeeds
 
 
@@ -645,6 +723,8 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
         name = names.get(id(module))
         if name is None:
             return
+        if state.counting and not state.modes.is_training:
+            state.forms.setdefault(name, set()).add(state.form(args, kwargs, out))
         while state.running and state.running.pop() != name:
             pass  # a module inside that raised, and whose error the model caught
         for tensor in tensors_in(out):

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,11 +20,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from topiarist.errors import FormatError
+from topiarist.errors import FormatError, InputError
 from topiarist.graph.attributes import holder, integer_attributes
+from topiarist.graph.bypass import Bypass, replace_module
+from topiarist.graph.factored import Factored
 
 FORMAT = "topiarist-model"
-VERSION = 1
+VERSION = 2  # the first with what _LATER names; descriptions without are of version 1
+_LATER = ("bypassed", "factored")
 WEIGHTS = "model.safetensors"
 PREVIOUS = "model.safetensors.previous"  # the old weights, while a save replaces them
 DESCRIPTION = "model.json"
@@ -75,7 +79,7 @@ class Description(_Strict):
     """The contents of `model.json`."""
 
     format: Literal["topiarist-model"]
-    version: Literal[1]
+    version: Literal[1, 2]
     environment: dict[str, str]
     weights: Weights
     tensors: dict[str, Entry]
@@ -84,10 +88,12 @@ class Description(_Strict):
     attributes: dict[str, int]
     plan: dict[str, Any] | None
     masked: bool
+    bypassed: dict[str, str] = {}
+    factored: dict[str, Size] = {}
 
     def to_json(self) -> str:
         """The text of `model.json`, with its own digest as the last key."""
-        raw = self.model_dump()
+        raw = self.model_dump(exclude={key for key in _LATER if not getattr(self, key)})
         return json.dumps({**raw, "digest": digest(raw)}, indent=1)
 
     @classmethod
@@ -104,9 +110,9 @@ class Description(_Strict):
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
             raise FormatError(f"{DESCRIPTION} is not topiarist's: asked for format {FORMAT!r}, found {found!r}")
-        if raw.get("version") != VERSION:
+        if raw.get("version") not in range(1, VERSION + 1):
             raise FormatError(
-                f"{DESCRIPTION} has version {raw.get('version')!r}, this topiarist reads version {VERSION}; "
+                f"{DESCRIPTION} has version {raw.get('version')!r}, this topiarist reads versions 1 to {VERSION}; "
                 "try the release that wrote it, or a newer one"
             )
         if raw.pop("digest", None) != digest(raw):
@@ -154,6 +160,30 @@ def places(model: nn.Module) -> dict[str, Place]:
         for prefix, module in model.named_modules(remove_duplicate=False)
         for place in _own_places(module)
     }
+
+
+def rewritten(model: nn.Module) -> dict[str, Any]:
+    """What stands in ``model`` for modules that its class makes: by the key of the description, by name."""
+    modules = dict(model.named_modules())
+    return {
+        "bypassed": {name: m.form for name, m in modules.items() if isinstance(m, Bypass)},
+        "factored": {name: m.rank for name, m in modules.items() if isinstance(m, Factored)},
+    }
+
+
+def rewrite(model: nn.Module, description: Description) -> None:
+    """Put the same into a model that its class has made.
+
+    Raises:
+        FormatError: it has no such modules.
+    """
+    try:
+        for name, form in description.bypassed.items():
+            replace_module(model, name, partial(Bypass.of, form=form))
+        for name, rank in description.factored.items():
+            replace_module(model, name, partial(Factored.empty, rank=rank))
+    except InputError as error:
+        raise FormatError(f"{DESCRIPTION} does not fit the model: {error}") from error
 
 
 def _own_places(module: nn.Module) -> Iterator[Place]:

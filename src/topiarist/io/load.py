@@ -44,6 +44,7 @@ def load(path: str | os.PathLike[str], *, build: Callable[[], nn.Module]) -> nn.
     model = build()
     if not isinstance(model, nn.Module):
         raise InputError(f"build must return a torch.nn.Module, got {type(model).__name__}; try build=MyNet")
+    layout.rewrite(model, description)
     places = layout.places(model)
     _check_fit(description, places, type(model).__name__)
     _set_attributes(model, description.attributes)

@@ -89,9 +89,10 @@ def _contents(model: nn.Module, plan: Plan | None, *, masked: bool) -> tuple[dic
                 storage=next(kind for kind, suffixes in layout.SUFFIXES.items() if {*suffixes} == {*parts}),
                 requires_grad=place.tensor.requires_grad,
             )
+    later = {key: value for key, value in layout.rewritten(model).items() if value}
     contents = {
         "format": layout.FORMAT,
-        "version": layout.VERSION,
+        "version": layout.VERSION if later else 1,
         "environment": {
             "topiarist": version("topiarist"),
             "torch": torch.__version__,
@@ -103,6 +104,7 @@ def _contents(model: nn.Module, plan: Plan | None, *, masked: bool) -> tuple[dic
         "attributes": layout.stored_attributes(model),
         "plan": None if plan is None else json.loads(plan.to_json()),
         "masked": masked,
+        **later,
     }
     return contents, tensors
 

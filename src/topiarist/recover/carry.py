@@ -60,8 +60,8 @@ def _cut(what: str, value: Any, parameter: Tensor, slices: tuple[Slice, ...]) ->
         return value
     if value.dim() and value.shape != parameter.shape:
         raise InputError(
-            f"the optimizer's {what} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}: such a state "
-            "cannot be cut; make a new optimizer"
+            f"the optimizer's {what} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}: such a "
+            "state cannot be cut; make a new optimizer"
         )
     cut = value.detach().clone()
     for piece in slices if value.dim() else ():

@@ -34,8 +34,8 @@ from topiarist.stats.preserve import preserved
 class Distil:
     """Train by ``recipe`` towards the dense model; the weights α, β, γ, τ of the losses and the temperature T.
 
-    ``hints`` and ``attention`` name modules (as in ``model.named_modules()``) whose outputs are compared; ``task`` needs
-    labels and ``loss=…``.
+    ``hints`` and ``attention`` name modules (as in ``model.named_modules()``) whose outputs are compared; ``task``
+    needs labels and ``loss=…``.
 
     Raises:
         InputError: no data, no dense model, a module that does not exist, or a task without a loss.

@@ -19,14 +19,16 @@ from topiarist.recover.reconstruct import Reconstruct, first_batches
 from topiarist.recover.train import Row, device_of
 from topiarist.stats.preserve import preserved
 
+_JUDGES = 256  # samples, enough to tell the attempts apart
+
 
 @dataclass(frozen=True)
 class NoTraining:
     """`Reconstruct`, or `Compensate` and batch-norm recalibration where these come closer to the dense model's outputs.
 
-    Each is measured by the relative square error of the outputs over ``max_samples`` samples of the data; the model
-    stays as it is where both make it worse. The rows are those of the reconstruction, and a last one whose ``loss`` is
-    the error of the outputs and ``before`` the one without recovery.
+    Each works on ``max_samples`` samples and is measured by the relative square error of the outputs over the first 256
+    of them; the model stays as it is where both make it worse. The rows are those of the reconstruction, and a last one
+    whose ``loss`` is the error of the outputs and ``before`` the one without recovery.
 
     Raises:
         InputError: no data, or the dense model is not known.
@@ -41,9 +43,10 @@ class NoTraining:
         batches = list(first_batches(data, self.max_samples, device_of(model)))
         if not batches:
             raise InputError("the data yielded no batch; is the loader empty, or an iterator that is used up?")
-        wanted = _outputs(original, batches)
+        judging = list(first_batches(data, min(self.max_samples, _JUDGES), device_of(model)))
+        wanted = _outputs(original, judging)
         rows: list[Row] = []
-        found = [(output_error(model, batches, wanted), _state(model))]
+        found = [(output_error(model, judging, wanted), _state(model))]
         attempts: tuple[Callable[[], object], ...] = (
             lambda: rows.extend(Reconstruct(self.max_samples)(model, context)),
             lambda: self._adjust(model, context, batches),
@@ -51,10 +54,10 @@ class NoTraining:
         for attempt in attempts:
             _restore(model, found[0][1])
             attempt()
-            found.append((output_error(model, batches, wanted), _state(model)))
+            found.append((output_error(model, judging, wanted), _state(model)))
         error, state = min(found, key=lambda pair: pair[0])
         _restore(model, state)
-        return [*rows, {"step": len(rows), "loss": error, "before": found[0][0]}]
+        return [*rows, {"step": len(rows), "loss": error, "before": found[0][0], "lr": 0.0}]
 
     def _adjust(self, model: nn.Module, context: RecoveryContext, batches: list[Any]) -> None:
         Compensate(self.max_samples)(model, context)

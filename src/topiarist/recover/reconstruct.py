@@ -28,7 +28,7 @@ from topiarist.stats.collect import inputs_of
 
 _MOST_BATCHES = 64  # each is a thread
 _MOST_NUMBERS = 2**26  # in the rows that one fit works on
-_FEWEST_ROWS = 8192
+_FEWEST_ROWS = 32768
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def reconstruct(
     the weights that may be refitted; all by default.
 
     Returns:
-        A row per weight: ``step``, ``loss`` (relative square error after), ``before``.
+        A row per weight: ``step``, ``loss`` (relative square error after), ``before``, and ``lr``, which is 0.
 
     Raises:
         InputError: there are no batches.
@@ -103,11 +103,11 @@ def reconstruct(
             job = _Refit(site, model, original, masks.get(site.weight), slot_of(site, sites), ridge)
             errors = job.run([*zip(pruned, dense, strict=True)])
             reapply(model)
-            later = {n for at, other in turns if at > number for n in (other.end, other.partner)}
+            later = {n for at, other in turns if at > number for n in (other.event, other.end, other.partner)}
             for runner in (*dense, *pruned):
                 runner.kept = {n: value for n, value in runner.kept.items() if n in later}
             if errors is not None:
-                rows.append({"step": len(rows), "loss": errors[1], "before": errors[0]})
+                rows.append({"step": len(rows), "loss": errors[1], "before": errors[0], "lr": 0.0})
                 if progress is not None:
                     progress({**rows[-1], "step": number, "num_steps": len(sites)})
     return rows
@@ -169,7 +169,7 @@ class _Refit:
         for number, (pruned, dense) in enumerate(pairs):
             dense.advance(site.end, after=True)
             pruned.advance(site.event)
-            if pruned.call is None or site.end not in dense.kept:
+            if pruned.call is None or not {site.event, site.end} <= dense.kept.keys():
                 continue  # this batch takes another way through the model
             use, target = site.use(pruned.call[1]), dense.kept[site.end]
             where = self._where(target, number, len(pairs))

@@ -13,6 +13,7 @@ from topiarist.errors import InputError
 from topiarist.plan import Units
 from topiarist.saliency.finite import check_finite
 from topiarist.stats import Need, Statistics
+from topiarist.stats.statistic import name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,9 @@ class Saliency(Protocol):
     It returns floats of shape ``(num units,)``; low scores go first. It sees no module and changes none of its
     inputs. What it needs beyond weights it names in ``needs``, a frozenset of words of `topiarist.stats.words`
     (``"gradients"``) or of functions that start a `topiarist.stats.Statistic` of one's own; a callable without the
-    attribute needs nothing. See `Compensating` for criteria that also say what becomes of the weights that stay.
+    attribute needs nothing. ``is_comparable = True`` says that scores of different layers compare as they are, so that
+    a global ranking does not normalize them. See `Compensating` for criteria that also say what becomes of the weights
+    that stay.
     """
 
     def __call__(self, slices: Slices) -> Tensor:
@@ -102,7 +105,7 @@ def score(criterion: Saliency, slices: Slices, *, checked: bool = False) -> Tens
         for place, tensor in enumerate(tensors if isinstance(tensors, tuple) else ()):
             if isinstance(tensor, Tensor):
                 check_finite({_tensor_name(units, place, len(tensors)): tensor}, str(what))
-    missing = [str(need) for need in needs(criterion) if need not in slices.stats]
+    missing = [name_of(need) for need in needs(criterion) if need not in slices.stats]
     if missing and slices.weights:
         raise InputError(f"{criterion} needs {', '.join(missing)} of {units.name!r}; pass data and loss")
     with torch.no_grad():

@@ -30,6 +30,7 @@ class Scale:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"scales"})
+    is_comparable: ClassVar[bool] = True
 
     def __call__(self, slices: Slices) -> Tensor:
         scales = slices.stats["scales"]

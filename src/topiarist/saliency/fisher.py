@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Fisher:
         tensor([1., 2.], dtype=torch.float64)
     """
 
+    is_comparable: ClassVar[bool] = True
     per: str = "example"
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ class Gate:
 
     values: Mapping[str, Tensor] = field(repr=False)
     needs: ClassVar[frozenset[str]] = frozenset()
+    is_comparable: ClassVar[bool] = True
 
     def __call__(self, slices: Slices) -> Tensor:
         units = slices.units

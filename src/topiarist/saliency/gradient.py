@@ -26,6 +26,7 @@ class Gradient:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
+    is_comparable: ClassVar[bool] = True
 
     def __call__(self, slices: Slices) -> Tensor:
         if len(slices.weights) == 1 and slices.weights[0].shape[1] == 1:

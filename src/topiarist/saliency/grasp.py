@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class GraSP:
         >>> GraSP()(Slices(Units("fc", 2, ()), (torch.tensor([[2.0], [-1.0]]),), stats))
         tensor([ 1., -1.], dtype=torch.float64)
     """
+
+    is_comparable: ClassVar[bool] = True
 
     temperature: float = 200.0
 

@@ -26,6 +26,7 @@ class LeaveOut:
 
     magnitude: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"loss changes"})
+    is_comparable: ClassVar[bool] = True
 
     def __call__(self, slices: Slices) -> Tensor:
         changes: Tensor = slices.stats["loss changes"]

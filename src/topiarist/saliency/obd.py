@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class OBD:
         >>> OBD()(Slices(Units("fc", 2, ()), (torch.tensor([[1.0], [2.0]]),), stats))
         tensor([1., 4.], dtype=torch.float64)
     """
+
+    is_comparable: ClassVar[bool] = True
 
     curvature: str = "auto"
     num_probes: int = 8

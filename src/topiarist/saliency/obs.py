@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class OBS:
         >>> OBS()(Slices(Units("fc", 2, ()), (torch.tensor([[1.0], [2.0]]),), stats))
         tensor([0.7500, 3.0000], dtype=torch.float64)
     """
+
+    is_comparable: ClassVar[bool] = True
 
     damping: float = 0.01
     relative: bool = True

@@ -92,13 +92,13 @@ class SparseGPT:
 
 def _blocks(num: int, block: int, quotas: Quotas | None) -> list[tuple[int, int]]:
     """Blocks of columns, each as long as asked for, and longer where a run of inputs would be torn."""
-    reach = torch.arange(num)
+    reach = list(range(num))
     if quotas is not None:
-        last = torch.zeros_like(quotas.most).scatter_reduce_(0, quotas.runs, reach, "amax")
-        reach = last[quotas.runs].cummax(0).values
+        last = torch.zeros_like(quotas.most).scatter_reduce_(0, quotas.runs, torch.arange(num), "amax")
+        reach = last[quotas.runs].cummax(0).values.tolist()
     found, start = [], 0
     for c in range(num):
-        if int(reach[c]) == c and (c + 1 - start >= block or c + 1 == num):
+        if reach[c] == c and (c + 1 - start >= block or c + 1 == num):
             found.append((start, c + 1))
             start = c + 1
     return found

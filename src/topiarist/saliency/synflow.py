@@ -26,6 +26,7 @@ class SynFlow:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"flow"})
+    is_comparable: ClassVar[bool] = True
 
     def __call__(self, slices: Slices) -> Tensor:
         total = torch.zeros(slices.units.num, dtype=torch.float64)

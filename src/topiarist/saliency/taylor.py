@@ -33,6 +33,7 @@ class Taylor:
 
     per: str = "batch"
     needs: ClassVar[frozenset[str]] = frozenset({"gate gradients"})
+    is_comparable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.per not in ("batch", "example"):

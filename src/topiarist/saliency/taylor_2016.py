@@ -33,6 +33,7 @@ class Taylor2016:
 
     normalise: bool = True
     needs: ClassVar[frozenset[str]] = frozenset({"gate gradients"})
+    is_comparable: ClassVar[bool] = True
 
     def __call__(self, slices: Slices) -> Tensor:
         found = moment(slices, "magnitude")

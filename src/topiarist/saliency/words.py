@@ -76,6 +76,8 @@ _WORDS: dict[str, Callable[[], Saliency]] = {
     "wanda": Wanda,
 }
 
+WORDS = tuple(_WORDS)
+
 
 def resolve(saliency: str | Saliency) -> Saliency:
     """The criterion that a word or a callable means; a user's own function is taken as it is.
@@ -89,8 +91,8 @@ def resolve(saliency: str | Saliency) -> Saliency:
     """
     if isinstance(saliency, str):
         if saliency not in _WORDS:
-            raise InputError(f"no saliency is called {saliency!r} ({nearest(saliency, _WORDS)})")
+            raise InputError(f"no saliency is called {saliency!r} ({nearest(saliency, WORDS)})")
         return _WORDS[saliency]()
     if isinstance(saliency, type) or not callable(saliency):
-        raise InputError(f"a saliency is a word of {[*_WORDS]} or a function of slices, got {saliency!r}")
+        raise InputError(f"a saliency is a word of {[*WORDS]} or a function of slices, got {saliency!r}")
     return saliency

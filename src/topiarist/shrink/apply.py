@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from topiarist.errors import InputError, ShrinkError
 from topiarist.graph import attributes
+from topiarist.graph.bypass import Bypass, replace_module
 from topiarist.graph.copies import model_tensors, structural_copy
+from topiarist.graph.factored import Factored
 from topiarist.graph.states import random_states_kept
 from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
@@ -22,7 +25,9 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
     """A new module of the same class without what ``plan`` removes; ``model`` is untouched.
 
     Parameters, buffers and tensor attributes lose the positions of ``plan.slices``, integer attributes take the
-    values of ``plan.attributes``, tied tensors stay tied. With ``example_inputs`` the result is run forward in
+    values of ``plan.attributes``, tied tensors stay tied. Where modules of ``plan.bypassed`` were, one hands
+    its first input on (`topiarist.graph.bypass.Bypass`); where layers have a basis in ``plan.bases``, two stand for one
+    (`topiarist.graph.factored.Factored`). With ``example_inputs`` the result is run forward in
     evaluation mode, and forward and backward in training mode, before it is returned.
 
     Raises:
@@ -45,11 +50,21 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
         what = "single weights" if plan.structure == "weight" else f"units of {plan.structure!r}"
         raise InputError(f"{what} leave shapes as they are: use topiarist.mask, or a structure such as 'channel'")
     small = structural_copy(model, _tensors(model, plan))
+    for name, form in plan.bypassed.items():
+        replace_module(small, name, partial(Bypass.of, form=form))
+    for name, basis in plan.bases.items():
+        replace_module(small, _layer_of(small, name), partial(Factored.of, basis=basis))
     attributes.update(small, plan.attributes)
     synchronise(small)
     if example_inputs is not None:
         check_runs(small, example_inputs, model)
     return small
+
+
+def _layer_of(model: nn.Module, name: str) -> str:
+    """The module that holds the weight ``name``."""
+    _held(model, name)
+    return name.rpartition(".")[0]
 
 
 def _tensors(model: nn.Module, plan: Plan) -> dict[int, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from topiarist.plan import Member, Units
 
@@ -49,6 +49,30 @@ def _entries_by_unit(tensor: Tensor, unit: Tensor, num: int) -> Tensor:
     return rows
 
 
-def rows_of(units: Units, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """What the units have in each of ``tensors``, one of shape (num units, elements) per member that is there."""
-    return tuple(by_unit(tensors[m.tensor], m, units.num) for m in units.members if m.tensor in tensors)
+def rows_of(
+    units: Units, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """What the units have in each of ``tensors``, one of shape (num units, elements) per member that is there.
+
+    Where whole tensors belong to units, the first of every unit make the first tensor of rows, and so on; rows are
+    filled up with zeros. ``weights`` are the parameters where ``tensors`` are something else, as `Member.view` asks.
+    """
+    members = [m for m in units.members if m.tensor in tensors]
+    if members and all(m.unit is not None and m.unit.dim() == 0 for m in members):
+        return _rows_of_wholes(members, units.num, tensors)
+    weights = tensors if weights is None else weights
+    return tuple(
+        m.view(weights[m.tensor], tensors[m.tensor]) if m.view else by_unit(tensors[m.tensor], m, units.num)
+        for m in members
+    )
+
+
+def _rows_of_wholes(members: Sequence[Member], num: int, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    held: list[list[Tensor]] = [[] for _ in range(num)]
+    for member in members:
+        held[int(member.unit if member.unit is not None else 0)].append(tensors[member.tensor].detach().flatten())
+    nothing = next(own[0] for own in held if own).new_zeros(0)
+    return tuple(
+        nn.utils.rnn.pad_sequence([own[i] if i < len(own) else nothing for own in held], batch_first=True)
+        for i in range(max(map(len, held)))
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -14,6 +14,8 @@ from topiarist.stats.statistic import Batch, Loss, PerParameter, Subject
 
 class Gradients(PerParameter):
     """The mean over batches of ∂ loss / ∂ w; zeros where the loss does not reach."""
+
+    is_linear: ClassVar[bool] = True
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from topiarist.errors import InputError
 from topiarist.plan import Units
-from topiarist.stats.cut import by_unit
+from topiarist.stats.cut import rows_of
 from topiarist.stats.statistic import Statistic, Subject
 
 
@@ -36,4 +36,4 @@ class Scales(Statistic):
                 f"nothing scales {units.name!r}: no norm and no vector multiplies it; "
                 f"try another saliency, or keep={units.layer!r}"
             )
-        return tuple(by_unit(self.values[m.tensor], m, units.num) for m in members)
+        return rows_of(units, self.values)

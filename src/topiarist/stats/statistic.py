@@ -6,11 +6,12 @@ from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from topiarist.errors import InputError
 from topiarist.graph import Axes
 from topiarist.plan import Units
 from topiarist.stats.cut import rows_of
@@ -115,14 +116,34 @@ class Statistic:
 
 
 class PerParameter(Statistic):
-    """A statistic whose ``values`` have the shapes of parameters: units are cut from them as from weights."""
+    """A statistic whose ``values`` have the shapes of parameters: units are cut from them as from weights.
+
+    ``is_linear`` says that values of a weight in other coordinates are those of the weight put into them, as of
+    gradients: units that are no positions (`topiarist.plan.Member.view`) take no others.
+    """
+
+    is_linear: ClassVar[bool] = False
+    _weights: Mapping[str, Tensor] | None = None  # of units that are no positions; only linear statistics need them
 
     def __init__(self, subject: Subject) -> None:
         self.values: dict[str, Tensor] = subject.zeros()
+        self._weights = subject.parameters
 
     def of(self, units: Units) -> tuple[Tensor, ...]:
         """One tensor of shape (num units, elements) per member, as in `topiarist.saliency.Slices`."""
-        return rows_of(units, self.values)
+        if not self.is_linear and any(member.view for member in units.members):
+            raise InputError(f"components of {units.name!r} have weights and gradients, no {type(self).__name__}")
+        return rows_of(units, self.values, self._weights)
+
+
+def name_of(need: Need) -> str:
+    """What messages call a need.
+
+    Example:
+        >>> name_of("gradients"), name_of(Statistic)
+        ('gradients', 'Statistic')
+    """
+    return str(getattr(need, "__name__", need))
 
 
 Factory = Callable[[Subject], Statistic]

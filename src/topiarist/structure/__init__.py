@@ -11,11 +11,14 @@ from topiarist.errors import InputError
 from topiarist.structure.base import Structure
 from topiarist.structure.block import Block
 from topiarist.structure.channel import Channel
+from topiarist.structure.expert import Expert
 from topiarist.structure.head import Head
 from topiarist.structure.kernel import Kernel, Vector
+from topiarist.structure.layer import Layer
 from topiarist.structure.nm import NM
 from topiarist.structure.pattern import Pattern
 from topiarist.structure.permutation import Permuted, permute
+from topiarist.structure.rank import Rank
 from topiarist.structure.rounding import multiple_for
 from topiarist.structure.strided import Strided
 from topiarist.structure.weight import Weight
@@ -26,10 +29,13 @@ __all__ = [
     "STRUCTURES",
     "Block",
     "Channel",
+    "Expert",
     "Head",
     "Kernel",
+    "Layer",
     "Pattern",
     "Permuted",
+    "Rank",
     "Strided",
     "Structure",
     "Vector",

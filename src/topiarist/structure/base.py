@@ -22,7 +22,10 @@ class Structure(Protocol):
 
     A structure may also have: ``word``, what recipes and plans call it; ``names_amount = True`` where the structure
     itself says how much goes when no budget does; and ``protected(axes, units, scores, gone)``, which says by bool
-    tensors ``(num units,)`` per set which units may not go, given scores and what is gone.
+    tensors ``(num units,)`` per set which units may not go, given scores and what is gone. A physical structure whose
+    units are no indices of axes has ``remaining(axes, units, removed)``, the `Axes` of what is left to pay for, and
+    ``rewriting(axes, units, removed, tensors)``, the fields of the `Plan` that say what goes; with ``settled(axes,
+    units, removed)`` it takes back what does not pay.
     """
 
     @property
@@ -44,6 +47,8 @@ def slices(units: Units, tensors: Mapping[str, Tensor], statistics: Statistics |
 def own_weight(units: Units, tensors: Mapping[str, Tensor]) -> Tensor:
     """The weight that the units are named after, for rules that go by its spread or shape."""
     name = units.name.partition(":")[0]
+    if name not in tensors:
+        raise InputError(f"{units.name!r} has no weight of its own to go by; try structure='weight'")
     return tensors[name].detach()
 
 

@@ -65,7 +65,12 @@ def units_of(axes: Axes, keep: Sequence[str], *, heads: bool) -> list[Units]:
     for axis in axes.axes:
         step = axis.step or ((axis.name, 1),)
         together = [axes[name] for name, _ in step]
-        if axis.is_head == heads and step not in found and not any(a.pins or a.leaf in kept for a in together):
+        if (
+            axis.is_head == heads
+            and not axis.is_expert
+            and step not in found
+            and not any(a.pins or a.leaf in kept for a in together)
+        ):
             found[step] = axis_units(axis) if not axis.step else _stepped(axis, together)
     return list(found.values())
 

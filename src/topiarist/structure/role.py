@@ -40,7 +40,7 @@ def _role(axes: Axes, members: Iterable[Member], tensors: Mapping[str, Tensor]) 
 
 def _shared(member: Member) -> str:
     """A mark where an index takes several positions, one of each head or each pixel, and where others lie between."""
-    if member.unit is None or not len(member.unit):
+    if member.unit is None or not member.unit.dim() or not len(member.unit):
         return ""
     num = int((member.unit >= 0).sum())
     times = "*" * (num > int(member.unit.max()) + 1)

@@ -9,10 +9,13 @@ from topiarist.errors import InputError, nearest
 from topiarist.structure.base import Structure
 from topiarist.structure.block import Block
 from topiarist.structure.channel import Channel
+from topiarist.structure.expert import Expert
 from topiarist.structure.head import Head
 from topiarist.structure.kernel import Kernel, Vector
+from topiarist.structure.layer import Layer
 from topiarist.structure.nm import NM
 from topiarist.structure.pattern import Pattern
+from topiarist.structure.rank import Rank
 from topiarist.structure.strided import Strided
 from topiarist.structure.weight import Weight
 
@@ -26,6 +29,9 @@ STRUCTURES: dict[str, Callable[[], Structure]] = {
     "strided": Strided,
     "channel": Channel,
     "head": Head,
+    "expert": Expert,
+    "layer": Layer,
+    "rank": Rank,
 }
 _SIZED: dict[str, Callable[..., Structure]] = {
     r"(\d+):(\d+)": NM,

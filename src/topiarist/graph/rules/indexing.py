@@ -29,7 +29,7 @@ def _embedding(trace: Trace, out: Tensor, weight: Tensor, indices: Tensor, *_: A
 def _index_select(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor) -> None:
     tracked = trace[x]
     axes = list(tracked.axes)
-    trace.pin(axes[dim], _LOOKED_UP, "lookup")
+    trace.looked_up(x, dim, index, _LOOKED_UP)
     axes[dim] = trace.pinned([out.shape[dim]], "it is looked up by value")[0]
     trace.put(out, axes, tracked.zero, tracked.source)
 
@@ -43,8 +43,12 @@ def _places(trace: Trace, x: Tensor, indices: Sequence[Tensor | None]) -> tuple[
         if index is not None:
             places.extend(range(dim, dim + num))
         dim += num
+    by = {d: index for d, index in enumerate(indices) if index is not None}
     for d in places:
-        trace.pin(trace[x].axes[d], _LOOKED_UP, "lookup")
+        if len(by) == len(places):  # no masks, which take several dimensions
+            trace.looked_up(x, d, by[d], _LOOKED_UP)
+        else:
+            trace.pin(trace[x].axes[d], _LOOKED_UP, "lookup")
     kept = [d for d in range(x.dim()) if d not in places]
     together = places == list(range(places[0], places[-1] + 1))
     return kept, len([d for d in kept if d < places[0]]) if together else 0
@@ -91,11 +95,15 @@ def _scatter(
     zeros = [zero and (isinstance(source, Tensor) or source == 0) for zero in tracked.zero]
     for d, axis in enumerate(tracked.axes):
         lines = [t for t in (index, source) if isinstance(t, Tensor)]
-        if d == dim % x.dim() or any(t.shape[d] != x.shape[d] for t in lines):
+        if d == dim % x.dim() and trace.indices(index).ranges is not None:
+            trace.looked_up(x, d, index, _LOOKED_UP)
+            for tensor in lines:
+                trace.pin(trace.indices(tensor).axes[d], "it is written to places given by value", "lookup")
+        elif d == dim % x.dim() or any(t.shape[d] != x.shape[d] for t in lines):
             for tensor in (x, *lines):
-                trace.pin(trace[tensor].axes[d], _LOOKED_UP, "lookup")
+                trace.pin(trace.indices(tensor).axes[d], _LOOKED_UP, "lookup")
         for tensor in lines if all(t.shape[d] == x.shape[d] for t in lines) and d != dim % x.dim() else ():
-            trace.unify(axis, trace[tensor].axes[d], "scatter")
+            trace.unify(axis, trace.indices(tensor).axes[d], "scatter")
         zeros[d] = zeros[d] and d != dim % x.dim() and (not isinstance(source, Tensor) or trace[source].zero[d])
     trace.put(out, tracked.axes, zeros)
 
@@ -121,9 +129,11 @@ def _index_add(
 
 @rule(aten.gather)
 def _gather(trace: Trace, out: Tensor, x: Tensor, dim: int, index: Tensor, **_: Any) -> None:
-    tracked, places = trace[x], trace[index]
+    tracked, places = trace[x], trace.indices(index)
     for d in range(out.dim()):
-        if d == dim % out.dim() or x.shape[d] != out.shape[d]:
+        if d == dim % out.dim():
+            trace.looked_up(x, d, index, _LOOKED_UP)
+        elif x.shape[d] != out.shape[d]:
             trace.pin(tracked.axes[d], _LOOKED_UP, "lookup")
         else:
             trace.unify(tracked.axes[d], places.axes[d], "gather")

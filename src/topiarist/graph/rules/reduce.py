@@ -29,12 +29,15 @@ def _reduce(trace: Trace, out: Any, x: Tensor, dims: Any, operator: str, exact_a
     for i, tensor in enumerate(outputs):
         are_indices = operator in _OF_INDICES or (operator in _WITH_INDICES and i > 0)
         pins = [(tracked.axes[d], "its indices become values") for d in reduced] if are_indices else []
+        ranges = tracked.axes[next(iter(reduced))] if are_indices and len(reduced) == 1 else None
         if tensor.dim() == rank:  # keepdim
             axes = [trace.graph.one if d in reduced else axis for d, axis in enumerate(tracked.axes)]
-            trace.put(tensor, axes, tracked.zero, pins=pins)
+            trace.put(tensor, axes, tracked.zero, pins=pins, ranges=ranges)
         else:
             kept = [d for d in range(rank) if d not in reduced]
-            trace.put(tensor, [tracked.axes[d] for d in kept], [tracked.zero[d] for d in kept], pins=pins)
+            trace.put(
+                tensor, [tracked.axes[d] for d in kept], [tracked.zero[d] for d in kept], pins=pins, ranges=ranges
+            )
 
 
 _OF_INDICES = ("argmax", "argmin")
@@ -86,9 +89,23 @@ def _rank(trace: Trace, out: Sequence[Tensor], x: Tensor, dim: int) -> None:
         trace.put(tensor, kept, [False] * tensor.dim())
 
 
-@rule(aten.topk, aten.kthvalue)
+@rule(aten.kthvalue)
 def _chosen_by_rank(trace: Trace, out: Any, x: Tensor, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> None:
     _rank(trace, out, x, dim)
+
+
+@rule(aten.topk)
+def _topk(trace: Trace, out: Any, x: Tensor, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> None:
+    """The best of an axis and their places: indices of that axis, for whoever looks something up by them."""
+    axes = list(trace[x].axes)
+    if not axes:
+        _rank(trace, out, x, dim)
+        return
+    over = axes[dim]
+    trace.ranked(over, k, "a top-k")
+    axes[dim] = trace.pinned([out[0].shape[dim]], "it ranks values")[0]
+    trace.put(out[0], axes, [False] * len(axes))
+    trace.put(out[1], axes, [False] * len(axes), pins=[(over, "its indices become values")], ranges=over)
 
 
 @rule(aten.sort)
