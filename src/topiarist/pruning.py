@@ -93,17 +93,11 @@ def prune(
         schedule: how much at which step: ``"one-shot"``, ``"linear"``, ``"cubic"``, ``"cosine"``, ``"exponential"``,
             ``"constant-fraction"``, ``"one-cycle"``, ``"movement"``, ``"dense-sparse-dense"``, a function
             ``(progress, final) -> fraction removed``, or a dict of them by layer name pattern or type.
-<<<<<<< HEAD
         steps: how many pruning steps; defaults to what the schedule itself asks for, else 1. More than one without a
             budget is for an allocation that can be asked again (``repeats = True``, as `Outliers`).
-        recover: what follows each cut: ``"none"``, ``"fine-tune"``, ``"recalibrate"``, ``"rewind"``, ``"lr-rewind"``,
-            ``"reinitialize"`` or an object such as ``FineTune(epochs=2)``.
-=======
-        steps: how many pruning steps; defaults to what the schedule itself asks for, else 1.
         recover: what follows each cut: ``"none"``; without training ``"no-training"``, ``"reconstruct"``,
             ``"compensate"``, ``"recalibrate"``; with it ``"fine-tune"``, ``"distil"``, ``"rewind"``, ``"lr-rewind"``,
             ``"reinitialize"``, ``"scratch-E"``, ``"scratch-B"``; or an object such as ``FineTune(recipe)``.
->>>>>>> main
         data: batches ``(inputs, targets)``, for criteria that need gradients and for recovery.
         sequential: cut one set of units after the other, from the input on, each scored on what those before it have
             left, with a pass over ``data`` each; statistics are those of one set at a time. ``"deep-first"`` goes

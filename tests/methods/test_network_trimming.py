@@ -31,7 +31,7 @@ def test_biases_of_minus_ten_zero_and_ten_are_zero_always_half_the_time_and_neve
     topiarist.plan(net, x[:1], structure="channel", saliency=spy, data=[x], budget=topiarist.Budget(sparsity=0.34))
     assert seen["apoz"].tolist() == pytest.approx([1.0, 0.5, 0.0], abs=0.002)  # an input on the boundary
     result = network_trimming(
-        net, x[:1], data=[x], evaluate=lambda _: {"accuracy": 1.0}, rounds=1, recover="none", deviations=1.0
+        net, x[:1], data=[x], judge=lambda _: {"accuracy": 1.0}, rounds=1, recover="none", deviations=1.0
     )
     assert result.plan.removed["0.weight:0"].tolist() == [True, False, False]
     assert torch.equal(result.model(x), net(x))
@@ -63,7 +63,7 @@ def test_rounds_go_on_and_a_round_that_costs_too_much_is_undone(points):
     assert amounts == sorted(amounts)
     assert amounts[-1] > 0
     accuracies = iter([1.0, 0.99, 0.5])  # the model itself, the first round, the second
-    told = {**points.told, "evaluate": lambda _: {"accuracy": next(accuracies)}}
+    told = {**points.told, "judge": lambda _: {"accuracy": next(accuracies)}}
     stopped = network_trimming(points.net, points.x, rounds=3, drop=0.02, **told)
     assert len(stopped.curve) == 1
     assert stopped.plan.achieved["sparsity"] == amounts[0]
@@ -72,7 +72,7 @@ def test_rounds_go_on_and_a_round_that_costs_too_much_is_undone(points):
 
 def test_what_is_refused_at_once_leaves_the_model_whole(points):
     accuracies = iter([1.0, 0.0])
-    told = {**points.told, "evaluate": lambda _: {"accuracy": next(accuracies)}}
+    told = {**points.told, "judge": lambda _: {"accuracy": next(accuracies)}}
     result = network_trimming(points.net, points.x, **told)
     assert result.plan.num_removed == 0
     torch.testing.assert_close(result.model(points.inputs), points.net(points.inputs), rtol=0, atol=0)
@@ -82,5 +82,5 @@ def test_with_a_budget_the_rounds_are_steps_towards_it(points):
     half = topiarist.Budget(sparsity=0.5)
     result = network_trimming(points.net, points.x, rounds=2, drop=1.0, budget=half, **points.told)
     assert [row["sparsity"] for row in result.curve] == [0.25, 0.5]
-    with pytest.raises(InputError, match="stops where accuracy does"):
+    with pytest.raises(InputError, match="goes by accuracy"):
         network_trimming(points.net, points.x, data=points.data)

@@ -86,9 +86,9 @@ def test_the_loop_absorbs_and_stops_where_accuracy_does(points):
     result = noiseout(points.net, points.x, steps=4, drop=0.05, budget=topiarist.Budget(sparsity=0.8), **points.told)
     assert result.verification.passed
     assert result.plan.num_removed > 0
-    assert result.curve[-1]["accuracy"] > 0.85
+    assert result.curve[-1]["judged"] > 0.85
     accuracies = iter([1.0, 1.0, 0.0])
-    told = {**points.told, "evaluate": lambda _: {"accuracy": next(accuracies)}}
+    told = {**points.told, "judge": lambda _: {"accuracy": next(accuracies)}}
     stopped = noiseout(points.net, points.x, steps=4, budget=topiarist.Budget(sparsity=0.8), **told)
     assert [row["step"] for row in stopped.curve] == [1]
     assert stopped.plan.achieved["sparsity"] == pytest.approx(0.2, abs=0.04)

@@ -34,6 +34,7 @@ def network_trimming(
     threshold: float = 0.0,
     recover: Any = "fine-tune",
     budget: Budget | None = None,
+    judge: Evaluate | None = None,
     evaluate: Evaluate | None = None,
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
@@ -42,14 +43,15 @@ def network_trimming(
     """Remove the units whose average percentage of zeros lies so many deviations above their layer's; train; again.
 
     After each of at most ``rounds`` rounds the accuracy must be the model's own less ``drop``, a fraction of all
-    examples: a round that does not recover it is undone and ends the run. With a ``budget`` the rounds are equal steps
+    examples: a round that does not recover it is undone and ends the run. ``judge`` finds that accuracy, on ``data``
+    where it is not given: what decides should not be the test set. With a ``budget`` the rounds are equal steps
     towards it instead, by one ranking. ``threshold`` is the magnitude that counts as zero; ``keep`` says what is not
     trimmed. Other options are those of `topiarist.prune`.
 
     Raises:
         InputError: nothing says how the accuracy is found.
     """
-    evaluate, accept = tolerance(model, drop, evaluate, data, loss)
+    evaluate, accept = tolerance(model, drop, judge, evaluate, data, loss)
     amounts = {"allocation": Outliers(deviations)} if budget is None else {"allocation": "global:none"}
     return prune(
         model,

@@ -38,6 +38,7 @@ def noiseout(
     data: Iterable[Any] | None = None,
     loss: Loss | None = None,
     recipe: TrainingRecipe | None = None,
+    judge: Evaluate | None = None,
     evaluate: Evaluate | None = None,
     folder: str | Path | None = None,
     on_step: OnStep | None = None,
@@ -48,8 +49,9 @@ def noiseout(
     ``num_noise`` and ``targets`` are those of `topiarist.recover.NoiseOutputs`, none for 0; ``rank`` is that of
     `topiarist.saliency.Correlated`. ``recipe`` is the first training, ``each`` the one after each of ``steps`` equal
     steps towards ``budget`` (one epoch at 0.01 where not given). A step after which the accuracy is not that of the
-    first training less ``drop``, a fraction of all examples, is undone and ends the run. The noise outputs are no part
-    of the result. Other options are those of `topiarist.prune`.
+    first training less ``drop``, a fraction of all examples, is undone and ends the run; ``judge`` finds it, on
+    ``data`` where it is not given. The noise outputs are no part of the result. Other options are those of
+    `topiarist.prune`.
 
     Raises:
         InputError: there is no data, loss or recipe.
@@ -66,7 +68,7 @@ def noiseout(
         return work
 
     alike = kept(folder, "alike", lambda: copy.deepcopy(model), trained)
-    evaluate, accept = tolerance(alike, drop, evaluate, given, loss)
+    evaluate, accept = tolerance(alike, drop, judge, evaluate, given, loss)
     return prune(
         alike,
         example_inputs,

@@ -54,28 +54,53 @@ def as_first_step(on_step: OnStep | None) -> OnStep | None:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Whether a row of the curve has this accuracy."""
+    """Whether a row of the curve was judged to have this accuracy."""
 
     accuracy: float
 
     def __call__(self, row: Mapping[str, float]) -> bool:
-        return row["accuracy"] >= self.accuracy
+        return row["judged"] >= self.accuracy
 
 
 def tolerance(
-    model: nn.Module, drop: float, evaluate: Evaluate | None, data: Iterable[Any] | None, loss: Loss | None
+    model: nn.Module,
+    drop: float,
+    judge: Evaluate | None,
+    evaluate: Evaluate | None,
+    data: Iterable[Any] | None,
+    loss: Loss | None,
 ) -> tuple[Evaluate, AtLeast]:
-    """How a step is evaluated, on ``data`` if nothing else is said, and the accuracy that it must have: ``model``'s
-    own less ``drop``, a fraction of all examples.
+    """How a step is evaluated, and the accuracy that ``judge`` must find: ``model``'s own less ``drop``, a fraction.
+
+    What decides is not what is reported: ``judge`` looks at ``data`` where nothing is said, and its accuracy is
+    ``"judged"`` in the rows, which ``evaluate`` only joins.
 
     Raises:
         InputError: nothing says how the accuracy is found.
     """
-    if evaluate is None:
-        if data is None or loss is None:
-            raise InputError("this method stops where accuracy does: pass evaluate=function, or data and loss")
-        evaluate = partial(evaluate_on, data=data, loss=loss)
-    found = evaluate(model)
-    if "accuracy" not in found:
-        raise InputError(f"evaluate must return an accuracy, it returned {[*found]}")
-    return evaluate, AtLeast(found["accuracy"] - drop - 1e-12)  # accuracies are quotients of counts
+    chosen = judge_of(judge, data, loss)
+    least = chosen(model)["accuracy"] - drop - 1e-12  # accuracies are quotients of counts
+
+    def both(work: nn.Module) -> dict[str, float]:
+        return {**(evaluate(work) if evaluate is not None else {}), "judged": chosen(work)["accuracy"]}
+
+    return both, AtLeast(least)
+
+
+def judge_of(judge: Evaluate | None, data: Iterable[Any] | None, loss: Loss | None) -> Evaluate:
+    """What says how good a model is where that decides something: ``judge``, or loss and accuracy on ``data``.
+
+    Raises:
+        InputError: nothing says it, or, once it is called, there is no accuracy.
+    """
+    if judge is None and (data is None or loss is None):
+        raise InputError("this method goes by accuracy: pass data and loss, or judge=function")
+    looked: Evaluate = partial(evaluate_on, data=data, loss=loss) if judge is None else judge  # type: ignore[arg-type]
+
+    def checked(model: nn.Module) -> Mapping[str, float]:
+        found = looked(model)
+        if "accuracy" not in found:
+            raise InputError(f"what judges a model must return an accuracy, it returned {[*found]}")
+        return found
+
+    return checked
