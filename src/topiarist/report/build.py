@@ -209,7 +209,9 @@ def _history(series: str, result: Result) -> Iterator[StepRow]:
     pruning steps."""
     removed = {int(row["step"]): row["sparsity"] for row in result.curve}
     for count, row in enumerate(result.history):
-        yield StepRow(series=series, step=count, loss=row["loss"], lr=row["lr"], removed=removed.get(int(row["step"]), 0.0))
+        yield StepRow(
+            series=series, step=count, loss=row["loss"], lr=row["lr"], removed=removed.get(int(row["step"]), 0.0)
+        )
     if not result.history:
         for row in result.curve:
             yield StepRow(series=series, step=int(row["step"]), loss=row.get("loss"), removed=row["sparsity"])
