@@ -1,5 +1,7 @@
 """Published systems, each a short composition of the other rooms: ``topiarist.methods.<name>(model, inputs, …)``."""
 
+from topiarist.methods.adversarial import adversarial
+from topiarist.methods.architecture_search import architecture_search
 from topiarist.methods.base import METHODS, Method, method, resolve
 from topiarist.methods.best_of_masks import best_of_masks
 from topiarist.methods.block_drop import block_drop
@@ -8,6 +10,7 @@ from topiarist.methods.cost_complexity import cost_complexity
 from topiarist.methods.data_free import data_free
 from topiarist.methods.depgraph import depgraph
 from topiarist.methods.flap import flap
+from topiarist.methods.flop import flop
 from topiarist.methods.fpgm import fpgm
 from topiarist.methods.gradient_magnitude import gradient_magnitude
 from topiarist.methods.grasp import grasp
@@ -29,10 +32,12 @@ from topiarist.methods.no_training import no_training
 from topiarist.methods.noiseout import noiseout
 from topiarist.methods.optimal_brain_damage import optimal_brain_damage
 from topiarist.methods.optimal_brain_surgeon import optimal_brain_surgeon
+from topiarist.methods.pruning_from_scratch import pruning_from_scratch
 from topiarist.methods.random_pruning import random_pruning
 from topiarist.methods.reduced_error import reduced_error
 from topiarist.methods.rigl import rigl
 from topiarist.methods.scratch import scratch
+from topiarist.methods.self_adaptive import self_adaptive
 from topiarist.methods.snip import snip
 from topiarist.methods.sparsegpt import sparsegpt
 from topiarist.methods.synflow import synflow
@@ -45,6 +50,8 @@ from topiarist.methods.wanda import wanda
 __all__ = [
     "METHODS",
     "Method",
+    "adversarial",
+    "architecture_search",
     "best_of_masks",
     "block_drop",
     "channel_lasso",
@@ -52,6 +59,7 @@ __all__ = [
     "data_free",
     "depgraph",
     "flap",
+    "flop",
     "fpgm",
     "gradient_magnitude",
     "grasp",
@@ -74,11 +82,13 @@ __all__ = [
     "noiseout",
     "optimal_brain_damage",
     "optimal_brain_surgeon",
+    "pruning_from_scratch",
     "random_pruning",
     "reduced_error",
     "resolve",
     "rigl",
     "scratch",
+    "self_adaptive",
     "snip",
     "sparsegpt",
     "synflow",
