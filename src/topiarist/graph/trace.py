@@ -8,7 +8,7 @@ shares its parameters runs instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
-from topiarist.graph.modes import Modes
+from topiarist.graph.modes import Modes, kind_of
 from topiarist.graph.readers import READERS, body_of
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
@@ -135,7 +135,7 @@ class Trace:
             self.put(tensor, axes)
             entry = self._known[id(tensor)]
         tracked = entry[1]
-        if tracked.source is not None:
+        if tracked.source is not None and tracked.axes:
             self.used.add(tracked.source)
         for axis, reason in tracked.pins:
             self.pin(axis, reason)
@@ -330,6 +330,29 @@ class Trace:
             and (a.zero, a.source, a.is_uniform, a.pins, a.ranges) == (b.zero, b.source, b.is_uniform, b.pins, b.ranges)
             for a, b in zip(before, after, strict=True)
         )
+
+    def kind_of(self, module: nn.Module, args: Sequence[Any], kwargs: Any) -> Hashable:
+        """What calls that go the same way have in common; None where that cannot be said."""
+        entries = [self._known.get(id(x)) for x in args]
+        with torch._C.DisableTorchFunction():
+            kind = kind_of(module)
+            if kind is None or kwargs or None in entries:
+                return None
+            return kind, *[(self._structure(e[1]), e[0].dtype, e[0].stride()) for e in entries if e is not None]
+
+    def _structure(self, known: Tracked) -> Hashable:
+        """What is known of a tensor, but for which axes it has."""
+        numbers: dict[Axis, int] = {}
+        leaves = [(numbers.setdefault(leaf, len(numbers)), leaf) for a in known.axes for leaf in self.graph.leaves(a)]
+        shared = tuple([(number, bool(leaf.pins), bool(leaf.inexact)) for number, leaf in leaves])
+        rest = (known.source is None, known.is_uniform, not known.pins, known.ranges is None)
+        return tuple(map(repr, known.axes)), shared, known.zero, rest
+
+    def num_known(self) -> Hashable:
+        """As many things as are known: a run that teaches nothing leaves it as it is."""
+        held = (self.graph.parts, self.constraints, self.choices, self.used, self.order, self.scales, self.carried)
+        others = (self.unknown, self.biases, self.summed)
+        return self.graph.num_changes, self.graph.age, *map(len, (*held, *others))
 
     def forget(self) -> None:
         """Forget every tensor that is not the model's own, also where somebody has kept one without values."""
@@ -736,7 +759,12 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
             state.outputs.setdefault(name, []).extend(state.axes_of(tensor))
         if state.modes.are_to_be_compared(name):
             before = state.known_of(out)
-            state.modes.compare(name, lambda: state.alike(before, state.known_of(module(*args, **kwargs))))
+            state.modes.compare(
+                name,
+                state.kind_of(module, args, kwargs),
+                lambda: state.alike(before, state.known_of(module(*args, **kwargs))),
+                state.num_known,
+            )
 
     handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True))
     try:
