@@ -8,6 +8,7 @@ that as the reason. Everything here speaks of whole axes: cost does not grow wit
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
@@ -376,6 +377,10 @@ class AxisGraph:
             return sizes.get(axis, axis.size)
         measured = [self.measure(part, sizes) for part in axis.parts]
         return math.prod(measured) if axis.form == "product" else sum(measured)
+
+    def measuring(self, sizes: Mapping[Axis, int]) -> Callable[[Axis], int]:
+        """`measure` with these sizes, for many axes: what is asked again is known."""
+        return functools.cache(lambda axis: self.measure(axis, sizes))
 
     def removed(self, axis: Axis, removed: Mapping[Axis, Tensor]) -> Tensor:
         """Which positions of ``axis`` go when its leaves lose indices: bool of shape ``(size,)``."""

@@ -209,8 +209,9 @@ def _on_fake(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[A
 
 
 def _shapes(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    measured = axes.graph.measuring(sizes)
     for name, tensor, _ in model_tensors(model):
-        yield tensor, tuple(axes.graph.measure(axis, sizes) for axis in axes.tensors[name].axes)
+        yield tensor, tuple(map(measured, axes.tensors[name].axes))
 
 
 def _smaller(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int], tensors: Mapping[int, Tensor]) -> list[nn.Module]:
