@@ -275,6 +275,8 @@ class AxisGraph:
     def _split(self, axis: Axis, sizes: list[int]) -> list[Axis] | None:
         real = [s for s in sizes if s != 1]
         if len(real) != len(sizes):
+            if len(real) == 1:
+                return [self.one if s == 1 else self.find(axis) for s in sizes]
             inner = iter(self._split(axis, real) or []) if real else iter(())
             parts = [self.one if s == 1 else next(inner, None) for s in sizes]
             return None if None in parts else [p for p in parts if p is not None]

@@ -30,7 +30,7 @@ from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.reasons import Reason
 from topiarist.graph.rules.recurrent import WithoutSteps
-from topiarist.graph.running import CONSTANT, plain_operators, quiet, tensors_restored, twin
+from topiarist.graph.running import CONSTANT, plain_operators, quiet, set_mode, tensors_restored, twin
 from topiarist.graph.sizes import line_of, plain, source_line
 from topiarist.graph.states import random_states_kept
 from topiarist.inputs import call
@@ -216,7 +216,8 @@ def _shapes(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int]) -> Iterator
 
 def _smaller(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int], tensors: Mapping[int, Tensor]) -> list[nn.Module]:
     """A copy with these tensors by the ids of the model's, and the attributes that follow; in a list, to be taken."""
-    clone = structural_copy(model, tensors).eval()
+    clone = structural_copy(model, tensors)
+    set_mode(clone, training=False)
     for path, value in axes.following(sizes)[0].items():
         attributes.set(clone, path, value)
     return [clone]

@@ -82,13 +82,13 @@ SHAPES: dict[Any, Callable[..., list[Made] | None]] = {
 def _are_plain(first: Tensor, *others: Tensor) -> bool:
     """Whether tensors lie on the meta device without gaps and are of one floating dtype."""
     return first.dtype in _FLOATS and all(
-        t.is_meta and t.dtype is first.dtype and t.is_contiguous() for t in (first, *others)
+        [t.is_meta and t.dtype is first.dtype and t.is_contiguous() for t in (first, *others)]
     )
 
 
 def _are_vectors(size: int, dtype: torch.dtype, *tensors: Tensor | None) -> bool:
     """Whether those that are there have one entry for each of ``size`` channels."""
-    return all(t is None or (t.is_meta and t.dtype is dtype and t.shape == (size,)) for t in tensors)
+    return all([t is None or (t.is_meta and t.dtype is dtype and t.shape == (size,)) for t in tensors])
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@ shares its parameters runs instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import ref
@@ -46,6 +46,7 @@ from topiarist.graph.running import (
     fails_on_any_values,
     plain_operators,
     quiet,
+    set_mode,
     tensors_restored,
     twin,
     without_frames,
@@ -91,6 +92,18 @@ class Cost:
     modules: tuple[str, ...] = ()
 
 
+class _Operator(NamedTuple):
+    """An operator, its rule, whether it hands values on as they are, and whether it writes into what it is given."""
+
+    func: Any
+    rule: Callable[..., None] | None
+    keeps_values: bool
+    writes: bool
+
+
+_AS_IT_IS: AbstractContextManager[None] = nullcontext()
+
+
 class Trace:
     """What the rules speak to while a model runs."""
 
@@ -122,6 +135,7 @@ class Trace:
         self.is_inside = False  # of an operator
         self.kernels = Kernels()
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
+        self._operators: dict[int, _Operator] = {}  # by id: torch hashes them in Python
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
         self._is_closed = False
         self._place: tuple[str, str] | None = None  # where the operator stands that runs at the moment
@@ -307,11 +321,8 @@ class Trace:
 
     def form(self, args: Any, kwargs: Any, out: Any) -> str:
         """In which form a module returned what could as well be its first input; see `topiarist.graph.bypass`."""
-        before, self.is_inside = self.is_inside, True  # looking at it is no part of the model
-        try:
+        with torch._C.DisableTorchFunction():  # looking at it is no part of the model
             return form_of(args, kwargs, out, lambda tensor: tuple(tensor.shape))
-        finally:
-            self.is_inside = before
 
     def known_of(self, out: Any) -> list[Tracked] | None:
         """What is known of what a module returned, a tensor or a tuple or list of some; None of anything else."""
@@ -389,32 +400,44 @@ class Trace:
     def operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Let the rule of ``func`` speak, or pin everything where there is none."""
         self._place = None
-        outputs = [out] if isinstance(out, Tensor) else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        outputs = _tensors_of(out)
         if not outputs:  # a number, and whoever asks for it reads what it is of
             for tensor in (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
                 self[tensor]
             return
         if "out" in kwargs:  # the tensor to write into is the output
             kwargs = {k: v for k, v in kwargs.items() if k != "out"}
-        found = RULES.get(func) or RULES.get(func.overloadpacket)
-        failure: Exception | None = None
+        spoken = self._operators.get(id(func)) or self._operator(func)
+        found, failure = spoken.rule, None
         if found is not None:
             try:
-                with self._as_indices(args[:1] if func.overloadpacket in KEEP_VALUES else ()):
+                if spoken.keeps_values:
+                    with self._as_indices(args[:1]):
+                        found(self, out, *args, **kwargs)
+                    self._hand_ranges_on(args, outputs)
+                else:
                     found(self, out, *args, **kwargs)
-                self._hand_ranges_on(func, args, outputs)
             except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
                 failure = error
         if found is None or failure is not None:
             self._pin_unruled(func, args, kwargs, out, failure)
-        if func._schema.is_mutable:
+        if spoken.writes:
             self._written(outputs)
 
-    @contextmanager
-    def _as_indices(self, tensors: Sequence[Any]) -> Iterator[None]:
+    def _operator(self, func: Any) -> _Operator:
+        packet = func.overloadpacket
+        rule = RULES.get(func) or RULES.get(packet)
+        made = self._operators[id(func)] = _Operator(func, rule, packet in KEEP_VALUES, func._schema.is_mutable)
+        return made
+
+    def _as_indices(self, tensors: Sequence[Any]) -> AbstractContextManager[None]:
         """Inside the ``with``, to look at these tensors is no use of their values, where they are indices."""
-        entries = [self._known[id(t)] for t in tensors if isinstance(t, Tensor) and self.knows(t)]
-        indices = [(tensor, known) for tensor, known in entries if known.ranges is not None]
+        entries = [self._known.get(id(t)) for t in tensors]
+        indices = [entry for entry in entries if entry is not None and entry[1].ranges is not None]
+        return self._without_pins(indices) if indices else _AS_IT_IS
+
+    @contextmanager
+    def _without_pins(self, indices: Sequence[tuple[Tensor, Tracked]]) -> Iterator[None]:
         for tensor, known in indices:
             self._known[id(tensor)] = (tensor, known._replace(pins=()))
         try:
@@ -422,10 +445,8 @@ class Trace:
         finally:
             self._known.update((id(tensor), (tensor, known)) for tensor, known in indices)
 
-    def _hand_ranges_on(self, func: Any, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-        if not (args and func.overloadpacket in KEEP_VALUES and isinstance(args[0], Tensor)):
-            return
-        entry = self._known.get(id(args[0]))
+    def _hand_ranges_on(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+        entry = self._known.get(id(args[0])) if args else None
         if entry is None or entry[1].ranges is None:
             return
         for tensor in outputs:
@@ -471,7 +492,6 @@ class Trace:
 
         What a handler does not tie is a number inside the function, or written in the code.
         """
-        name = getattr(func, "__name__", str(func))
         made = tensors_in(out)
         if handler is not None:
             if not args and "input" in kwargs:
@@ -480,26 +500,28 @@ class Trace:
                 with self._as_indices((*args[:1], out)):
                     handler(self, out, *args, **kwargs)
             except Exception as error:  # called in a way that the handler does not know: pinned, never wrong
-                self.pin_all(
-                    [*tensors_in((args, kwargs)), *made], f"the sizes of {name} cannot be read ({error})", "hidden"
-                )
+                reason = f"the sizes of {_name_of(func)} cannot be read ({error})"
+                self.pin_all([*tensors_in((args, kwargs)), *made], reason, "hidden")
         else:
             for size in sizes_in((args, kwargs)):
                 self.on_value(size.expression)
-            self.pin_unsettled(f"its size is set inside {name}", (args, kwargs))
+            if self._is_unsettled():
+                self.pin_unsettled(f"its size is set inside {_name_of(func)}", (args, kwargs))
         self.settle()
-        foreign = [t for t in made if not self.knows(t)]
-        if foreign or (isinstance(out, (np.ndarray, list, torch.UntypedStorage, torch.TypedStorage)) and not made):
-            self.pin_all(tensors_in((args, kwargs)), f"its values leave torch's operators in {name}", "foreign")
+        foreign = [t for t in made if id(t) not in self._known]
+        if foreign or (not made and isinstance(out, (np.ndarray, list, torch.UntypedStorage, torch.TypedStorage))):
+            reason = f"its values leave torch's operators in {_name_of(func)}"
+            self.pin_all(tensors_in((args, kwargs)), reason, "foreign")
+
+    def _is_unsettled(self) -> bool:
+        """Whether there are leaves or parts that are not accounted for."""
+        return (self.graph.age, len(self.graph.parts)) != self._settled[:2]
 
     def pin_unsettled(self, reason: str, operands: Any = ()) -> None:
         """Pin the parts made since the last function that neither a constraint nor a dimension of its operands
         accounts for: their sizes are hidden literals."""
         ages, parts, constraints = self._settled
-        found: list[Axis] = []
-        if self.graph.age > ages or len(self.graph.parts) > parts:
-            found = [*self.graph.younger(ages), *self.graph.parts[parts:]]
-        if found:
+        if self._is_unsettled() and (found := [*self.graph.younger(ages), *self.graph.parts[parts:]]):
             given = [c.axis for c in self.constraints[constraints:]]
             given.extend(axis for tensor in tensors_in(operands) for axis in self.axes_of(tensor))
             known = {tuple(self.graph.leaves(axis)) for axis in given}
@@ -719,7 +741,7 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
         state.put(tensor, axes)
     state.settle()
     state.running.clear()
-    clone.train(training)
+    set_mode(clone, training)
     with ExitStack() as stack:
         if not training:
             state.modes = Modes(state.running)
@@ -773,6 +795,18 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
         for handle in handles:
             handle.remove()
         torch_modules._global_forward_hooks_with_kwargs.pop(handles[1].id, None)  # torch 2.13 leaves this one behind
+
+
+def _name_of(func: Any) -> str:
+    return str(getattr(func, "__name__", func))
+
+
+def _tensors_of(out: Any) -> list[Tensor]:
+    """The tensors that an operator returns."""
+    if isinstance(out, Tensor):
+        return [out]
+    flat = out if isinstance(out, tuple) and not any([isinstance(o, (tuple, list)) for o in out]) else tree_leaves(out)
+    return [t for t in flat if isinstance(t, Tensor)]
 
 
 def _storage(tensor: Tensor) -> int:
