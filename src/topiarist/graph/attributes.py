@@ -59,7 +59,7 @@ def integer_attributes(model: nn.Module) -> dict[str, int]:
         for name, value in _holding(module):
             if type(value) is int:  # the commonest, without detours
                 found[prefix + name] = value
-            elif type(value) is tuple and all([type(item) is int for item in value]):
+            elif type(value) is tuple and all(type(item) is int for item in value):
                 found.update([(f"{prefix}{name}[{i}]", item) for i, item in enumerate(value)])
             else:
                 found.update((prefix + name + steps, plain) for steps, plain in _walk(value, ()) if _is_integer(plain))
@@ -178,7 +178,7 @@ def _made(value: Any, path: str, make: Callable[[str, int], int]) -> Any:
     """``value`` with every integer replaced; itself where it holds none."""
     if type(value) is int:  # the commonest, without detours
         return make(path, value)
-    if type(value) is tuple and all([type(item) is int for item in value]):
+    if type(value) is tuple and all(type(item) is int for item in value):
         return tuple([make(f"{path}[{i}]", item) for i, item in enumerate(value)])
     found = [(steps, number) for steps, number in _walk(value, ()) if _is_integer(number)]
     changes = {_steps(steps): make(path + steps, number) for steps, number in found}

@@ -27,17 +27,17 @@ class UncopiedError(InputError):
 
 
 def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) -> nn.Module:
-    """A copy of ``model`` whose modules are its own and whose tensors are the model's, or ``tensors`` by their ids.
+    """A copy of ``model`` whose modules are its own and whose tensors are the model's, or ``tensors`` by the ids of all
+    that `model_tensors` yields.
 
     Raises:
         UncopiedError: the model cannot be copied.
     """
-    memo: dict[int, Any] = dict(tensors or {})
     parts = [module for _, module in named_modules(model)]
-    for module in parts:
-        for value in (*module._parameters.values(), *module._buffers.values(), *_tensor_attributes(module).values()):
-            if value is not None:
-                memo.setdefault(id(value), value)
+    if tensors is None:
+        held = [(*m._parameters.values(), *m._buffers.values(), *_tensor_attributes(m).values()) for m in parts]
+        tensors = {id(tensor): tensor for own in held for tensor in own if tensor is not None}
+    memo: dict[int, Any] = dict(tensors)
     try:
         with _disable_current_modes():  # a fake tensor is no copy of one that a list holds
             return _copy(model, parts, memo)
@@ -143,5 +143,7 @@ def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
 
 def _tensor_attributes(module: nn.Module) -> dict[str, Tensor]:
     """The tensors among a module's plain attributes."""
-    values = module.__dict__.items()
-    return {name: value for name, value in values if type(value) not in _NO_TENSORS and isinstance(value, Tensor)}
+    held = module.__dict__
+    if _NO_TENSORS.issuperset(map(type, held.values())):
+        return {}
+    return {name: value for name, value in held.items() if isinstance(value, Tensor)}

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import BuiltinFunctionType, CodeType, FunctionType
+from typing import Any
 
 from torch import nn
 
@@ -93,13 +94,13 @@ def kind_of(module: nn.Module) -> Hashable:
 
     None where a module holds what cannot be compared.
     """
-    found: list[Hashable] = [type(module)]
+    found: list[Any] = [type(module)]
     for name, value in module.__dict__.items():
         if name in ("_parameters", "_buffers"):
             found.append(tuple([(key, t if t is None else (t.shape, t.dtype)) for key, t in value.items()]))
         elif name == "_modules":
             parts = [(key, part if part is None else kind_of(part)) for key, part in value.items()]
-            if any([kind is None and value[key] is not None for key, kind in parts]):
+            if any(kind is None and value[key] is not None for key, kind in parts):
                 return None
             found.append(tuple(parts))
         elif isinstance(value, int):

@@ -26,7 +26,7 @@ def twin(tensor: Tensor, shape: tuple[int, ...], device: torch.device | str = "m
 def set_mode(model: nn.Module, training: bool) -> None:
     """What ``model.train(training)`` does; where no module does more, without asking each what a flag is."""
     modules = [module for _, module in named_modules(model)]
-    if any([type(module).train is not nn.Module.train or "train" in module.__dict__ for module in modules]):
+    if any(type(module).train is not nn.Module.train or "train" in module.__dict__ for module in modules):
         model.train(training)
         return
     for module in modules:

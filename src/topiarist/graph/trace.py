@@ -40,6 +40,7 @@ from topiarist.graph.readers import READERS, body_of
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
 from topiarist.graph.rules import RULES
+from topiarist.graph.rules.recurrent import WithoutSteps
 from topiarist.graph.rules.values import KEEP_VALUES
 from topiarist.graph.running import (
     CONSTANT,
@@ -133,6 +134,7 @@ class Trace:
         self.counting = True
         self.is_elsewhere = False  # on the meta device in place of another
         self.is_inside = False  # of an operator
+        self.skips_steps = False  # those of recurrent functions, which are no operators to it
         self.kernels = Kernels()
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._operators: dict[int, _Operator] = {}  # by id: torch hashes them in Python
@@ -363,7 +365,7 @@ class Trace:
         """As many things as are known: a run that teaches nothing leaves it as it is."""
         held = (self.graph.parts, self.constraints, self.choices, self.used, self.order, self.scales, self.carried)
         others = (self.unknown, self.biases, self.summed)
-        return self.graph.num_changes, self.graph.age, *map(len, (*held, *others))
+        return self.graph.num_changes, self.graph.age, *[len(found) for found in (*held, *others)]
 
     def forget(self) -> None:
         """Forget every tensor that is not the model's own, also where somebody has kept one without values."""
@@ -615,12 +617,13 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
     if not isinstance(model, nn.Module):
         raise InputError(f"trace takes a torch.nn.Module, got {type(model).__name__}")
     as_arguments(example_inputs)  # refuses what is no arguments
-    lazy = [name for name, tensor, _ in model_tensors(model) if torch.nn.parameter.is_lazy(tensor)]
+    held = list(model_tensors(model))
+    lazy = [name for name, tensor, _ in held if torch.nn.parameter.is_lazy(tensor)]
     if lazy:
         raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
     blueprint = None if uniform is None else read(model, uniform)
     state = Trace()
-    tensors = _register(state, model)
+    tensors = _register(state, held)
     integers = attributes.integer_attributes(model)
     state.integers.update(integers)
     errors: dict[str, Exception] = {}
@@ -653,13 +656,14 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
     if without_values is None:
         return collected()
     kernels = state.kernels if without_values is _on_meta else None
-    return rehearsed(collected, state.numbers, model, example_inputs, kernels)
+    steps = WithoutSteps if state.skips_steps else nullcontext
+    return rehearsed(collected, state.numbers, model, example_inputs, kernels, steps)
 
 
-def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
+def _register(state: Trace, held: Sequence[tuple[str, Tensor, str]]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     first: dict[int, str] = {}
-    for name, tensor, kind in model_tensors(model):
+    for name, tensor, kind in held:
         if id(tensor) in first:
             known = tensors[first[id(tensor)]]
             tensors[name] = TensorInfo(known.axes, kind, tensor.element_size(), tied_to=first[id(tensor)])
@@ -805,7 +809,7 @@ def _tensors_of(out: Any) -> list[Tensor]:
     """The tensors that an operator returns."""
     if isinstance(out, Tensor):
         return [out]
-    flat = out if isinstance(out, tuple) and not any([isinstance(o, (tuple, list)) for o in out]) else tree_leaves(out)
+    flat = out if isinstance(out, tuple) and not any(isinstance(o, (tuple, list)) for o in out) else tree_leaves(out)
     return [t for t in flat if isinstance(t, Tensor)]
 
 
