@@ -79,7 +79,7 @@ def outcome(chosen: dict[str, str]) -> str:
 
 
 def _budget(chosen: dict[str, str]) -> topiarist.Budget | None:
-    if chosen["allocation"].partition(":")[0] in ("threshold", "smallest", "tolerance"):
+    if chosen["allocation"].partition(":")[0] in ("threshold", "smallest", "outliers", "tolerance"):
         return None
     return topiarist.Budget(params=0.9) if chosen["structure"] == "rank" else topiarist.Budget(sparsity=0.3)
 
