@@ -18,10 +18,11 @@ Cell = dict[str, Any]
 
 
 class Table:
-    """The cells of one experiment, by key."""
+    """The cells of one experiment, by key; those of a trial run (``--quick``) lie among the runs."""
 
-    def __init__(self, name: str) -> None:
-        self.path = HERE / f"{name}.json"
+    def __init__(self, name: str, quick: bool = False) -> None:
+        self.path = (HERE.parents[1] / "runs" / "evidence" / "quick" if quick else HERE) / f"{name}.json"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.cells: dict[str, Cell] = json.loads(self.path.read_text())["cells"] if self.path.exists() else {}
 
     def run(self, key: str, compute: Callable[[], Cell]) -> Cell:
@@ -43,12 +44,14 @@ def environment() -> dict[str, str]:
 
 
 def arguments(description: str, folder: str) -> argparse.Namespace:
-    """``--data`` (a folder of the data directory, or the data directory itself), ``--threads`` and ``--seeds``."""
+    """``--data`` (a folder of the data directory, or the data directory itself), ``--threads``, ``--seeds`` and
+    ``--quick`` (a trial on a little of everything)."""
     parser = argparse.ArgumentParser(description=description)
     default = os.environ.get("TOPIARIST_DATA", "")
     parser.add_argument("--data", default=default, required=not default, help=f"the folder that holds {folder}/")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="a trial of two minutes, whose table is printed")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     chosen.folder = str(Path(chosen.data) / folder)
