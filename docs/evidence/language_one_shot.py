@@ -94,9 +94,9 @@ def render(table: Table) -> str:
     return (
         "# A character model on Shakespeare: one shot, equal size\n\n"
         f"The transformer of [character_model.md](character_model.md); {spread}; {NUM_CALIBRATION} sequences "
-        "calibrate, nothing is trained. Single weights that are removed count as such: their models are as large in memory as "
-        "before, those of the lower four rows are smaller. Loss in nats a character on text not seen. Generated from "
-        "`language_one_shot.json` by `python docs/evidence/language_one_shot.py --data ../shared/data`.\n\n"
+        "calibrate, nothing is trained. Single weights that are removed count as such: their models are as large in "
+        "memory as before, those of the lower four rows are smaller. Loss in nats a character on text not seen. "
+        "Generated from `language_one_shot.json` by `python docs/evidence/language_one_shot.py --data ../shared/data`.\n\n"
     ) + markdown(header, rows)
 
 

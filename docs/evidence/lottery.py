@@ -100,8 +100,8 @@ def render(table: Table) -> str:
         [
             "# Lottery tickets on MNIST\n",
             f"LeNet-300-100, {FRACTION:g} of the weights left go in each of {ROUNDS} rounds (global magnitude, the "
-            f"classifier stays whole), {EPOCHS} epochs a round: test error in percentage points, mean ± sample standard deviation "
-            "over seeds, by the part of the prunable weights that is left. Generated from `lottery.json` by "
+            f"classifier stays whole), {EPOCHS} epochs a round: test error in percentage points, mean ± sample "
+            "standard deviation over seeds, by the part of the prunable weights that is left. Generated from `lottery.json` by "
             "`python docs/evidence/lottery.py --data ../shared/data`.\n",
             markdown(header, rows),
         ]

@@ -159,8 +159,8 @@ class Planner:
     """A traced model and its units: makes plans, again and again as weights change.
 
     ``excluded`` maps units that may not go to the reason, ``min_units`` says how many stay at least.
-    ``prediction`` is what `timed` found, by ``clock``. ``dense`` is the model of before any cut, where ``model`` has zeros
-    by now: what is left is a fraction of it.
+    ``prediction`` is what `timed` found, by ``clock``. ``dense`` is the model of before any cut, where ``model`` has
+    zeros by now: what is left is a fraction of it.
     """
 
     model: nn.Module
