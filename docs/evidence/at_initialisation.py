@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import HERE, Table, arguments, error_rate, markdown, mean_std
+from cells import Table, arguments, error_rate, markdown, mean_std
 
 import topiarist
 from topiarist.data import Batches, load_data
@@ -63,17 +63,14 @@ def run(method: str, density: float, seed: int, data: Any, num_images: int) -> d
 def main() -> None:
     """Fill the table, then write it."""
     chosen = arguments(__doc__ or "", "mnist")
-    table = Table("at_initialisation", chosen.quick)
+    table = Table("at_initialisation", chosen.out)
     data = load_data(chosen.folder, mean=MEAN, std=STD)
     num_images = 2_000 if chosen.quick else NUM_IMAGES
-    for seed in range(1 if chosen.quick else chosen.seeds):
+    for seed in range(chosen.seeds):
         for density in DENSITIES[1:2] if chosen.quick else DENSITIES:
             for method in METHODS:
                 table.run(f"{method}/{density:g}/{seed}", partial(run, method, density, seed, data, num_images))
-    if chosen.quick:
-        print(render(table))
-    else:
-        (HERE / "at_initialisation.md").write_text(render(table), encoding="utf-8")
+    (chosen.out / "at_initialisation.md").write_text(render(table), encoding="utf-8")
 
 
 def render(table: Table) -> str:

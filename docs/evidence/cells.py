@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,11 +19,10 @@ Cell = dict[str, Any]
 
 
 class Table:
-    """The cells of one experiment, by key; those of a trial run (``--quick``) lie among the runs."""
+    """The cells of one experiment, by key."""
 
-    def __init__(self, name: str, quick: bool = False) -> None:
-        self.path = (HERE.parents[1] / "runs" / "evidence" / "quick" if quick else HERE) / f"{name}.json"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, name: str, folder: Path = HERE) -> None:
+        self.path = folder / f"{name}.json"
         self.cells: dict[str, Cell] = json.loads(self.path.read_text())["cells"] if self.path.exists() else {}
 
     def run(self, key: str, compute: Callable[[], Cell]) -> Cell:
@@ -45,15 +45,17 @@ def environment() -> dict[str, str]:
 
 def arguments(description: str, folder: str) -> argparse.Namespace:
     """``--data`` (a folder of the data directory, or the data directory itself), ``--threads``, ``--seeds`` and
-    ``--quick`` (a trial on a little of everything)."""
+    ``--quick``: one seed of a small part, with its table in a folder of its own, ``out``."""
     parser = argparse.ArgumentParser(description=description)
     default = os.environ.get("TOPIARIST_DATA", "")
     parser.add_argument("--data", default=default, required=not default, help=f"the folder that holds {folder}/")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a trial of two minutes, whose table is printed")
+    parser.add_argument("--quick", action="store_true", help="a small part, kept elsewhere, to see that it runs")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    chosen.out = Path(tempfile.mkdtemp()) if chosen.quick else HERE
+    chosen.seeds = 1 if chosen.quick else chosen.seeds
     chosen.folder = str(Path(chosen.data) / folder)
     return chosen
 

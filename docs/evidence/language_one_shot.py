@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import HERE, Table, arguments, markdown, mean_std
+from cells import Table, arguments, markdown, mean_std
 from character_model import BLOCKS, NUM_CALIBRATION, STEPS, Text, measured, trained
 from torch import nn
 
@@ -63,18 +63,15 @@ def cut(model: nn.Module, text: Text, seed: int, method: str, num_blocks: int) -
 def main() -> None:
     """Fill the table, then write it."""
     chosen = arguments(__doc__ or "", "text")
-    table = Table("language_one_shot", chosen.quick)
+    table = Table("language_one_shot", chosen.out)
     text = Text(Path(chosen.folder) / "tinyshakespeare.txt")
-    for seed in range(1 if chosen.quick else chosen.seeds):
+    for seed in range(chosen.seeds):
         model = trained(text, seed, 60 if chosen.quick else STEPS)
         table.run(f"{seed}/dense", partial(measured, model, text))
         for method in (*WEIGHTS, *SHAPES):
             for num_blocks in KEPT_BLOCKS[:1] if chosen.quick else KEPT_BLOCKS:
                 table.run(f"{seed}/{method}/{num_blocks}", partial(cut, model, text, seed, method, num_blocks))
-    if chosen.quick:
-        print(render(table))
-    else:
-        (HERE / "language_one_shot.md").write_text(render(table), encoding="utf-8")
+    (chosen.out / "language_one_shot.md").write_text(render(table), encoding="utf-8")
 
 
 def render(table: Table) -> str:
@@ -96,7 +93,8 @@ def render(table: Table) -> str:
         f"The transformer of [character_model.md](character_model.md); {spread}; {NUM_CALIBRATION} sequences "
         "calibrate, nothing is trained. Single weights that are removed count as such: their models are as large in "
         "memory as before, those of the lower four rows are smaller. Loss in nats a character on text not seen. "
-        "Generated from `language_one_shot.json` by `python docs/evidence/language_one_shot.py --data ../shared/data`.\n\n"
+        "Generated from `language_one_shot.json` by "
+        "`python docs/evidence/language_one_shot.py --data ../shared/data`.\n\n"
     ) + markdown(header, rows)
 
 

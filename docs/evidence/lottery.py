@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import HERE, Table, arguments, error_rate, markdown, mean_std
+from cells import Table, arguments, error_rate, markdown, mean_std
 
 import topiarist
 from topiarist.data import Batches, load_data
@@ -70,18 +70,15 @@ def run(way: str, seed: int, data: Any, batches: Batches, epochs: float, rounds:
 def main() -> None:
     """Fill the table, then write it."""
     chosen = arguments(__doc__ or "", "mnist")
-    table = Table("lottery", chosen.quick)
+    table = Table("lottery", chosen.out)
     data = load_data(chosen.folder, mean=MEAN, std=STD)
     inputs, targets = data.train.inputs, data.train.targets
     num, epochs, rounds = (3_000, 1.0, 5) if chosen.quick else (len(inputs), EPOCHS, ROUNDS)
-    for seed in range(1 if chosen.quick else chosen.seeds):
+    for seed in range(chosen.seeds):
         batches = Batches(inputs[:num], targets[:num], batch_size=128, shuffle=True, seed=seed, mean=MEAN, std=STD)
         for way in WAYS:
             table.run(f"{way}/{seed}", partial(run, way, seed, data, batches, epochs, rounds))
-    if chosen.quick:
-        print(render(table))
-    else:
-        (HERE / "lottery.md").write_text(render(table), encoding="utf-8")
+    (chosen.out / "lottery.md").write_text(render(table), encoding="utf-8")
 
 
 def render(table: Table) -> str:
@@ -101,8 +98,8 @@ def render(table: Table) -> str:
             "# Lottery tickets on MNIST\n",
             f"LeNet-300-100, {FRACTION:g} of the weights left go in each of {ROUNDS} rounds (global magnitude, the "
             f"classifier stays whole), {EPOCHS} epochs a round: test error in percentage points, mean ± sample "
-            "standard deviation over seeds, by the part of the prunable weights that is left. Generated from `lottery.json` by "
-            "`python docs/evidence/lottery.py --data ../shared/data`.\n",
+            "standard deviation over seeds, by the part of the prunable weights that is left. Generated from "
+            "`lottery.json` by `python docs/evidence/lottery.py --data ../shared/data`.\n",
             markdown(header, rows),
         ]
     )

@@ -39,7 +39,7 @@ from topiarist.structure import Structure
 from topiarist.structure.base import own_weight, parameters_of, slices
 from topiarist.structure.channel import axis_units
 from topiarist.structure.entries import zeroed
-from topiarist.structure.role import roles
+from topiarist.structure.role import Roles
 from topiarist.structure.step import by_axis, ranked
 from topiarist.structure.words import word_of
 
@@ -317,7 +317,7 @@ class Planner:
             lambda name: own_weight(own[name], parameters),
             lost,
             self._protected(tuple(own.values()), scores, lost),
-            roles(self.axes, self.units, parameters),
+            Roles(self.axes, {u.name: u for u in self.units}, parameters),
             {
                 **{unit: self._cost(unit, tuple(own.values())) for unit in ("params", "macs", "bytes")},
                 **({} if self.prediction is None else {"latency_ms": self.prediction}),

@@ -99,6 +99,11 @@ class Pruner:
             self._update(0)
 
     @property
+    def planner(self) -> Planner:
+        """What makes its plans."""
+        return self._planner
+
+    @property
     def plan(self) -> Plan | None:
         """What is removed by now; None before the first update."""
         return self._plan

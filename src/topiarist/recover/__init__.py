@@ -15,7 +15,9 @@ from topiarist.recover.checkpoints import Checkpoints
 from topiarist.recover.compensate import Compensate, compensate
 from topiarist.recover.distil import Distil
 from topiarist.recover.finetune import FineTune
+from topiarist.recover.in_turn import InTurn, Refit
 from topiarist.recover.no_training import NoTraining
+from topiarist.recover.noise_outputs import NoiseOutputs
 from topiarist.recover.none import NoRecovery
 from topiarist.recover.recalibrate import Recalibrate, recalibrate
 from topiarist.recover.recipe import TrainingRecipe
@@ -32,13 +34,16 @@ __all__ = [
     "Compensate",
     "Distil",
     "FineTune",
+    "InTurn",
     "LRRewind",
     "NoRecovery",
     "NoTraining",
+    "NoiseOutputs",
     "Recalibrate",
     "Reconstruct",
     "Recovery",
     "RecoveryContext",
+    "Refit",
     "Regrow",
     "Reinitialize",
     "Scratch",
@@ -65,6 +70,7 @@ NAMES: dict[str, Callable[[], Recovery]] = {
     "reconstruct": Reconstruct,
     "no-training": NoTraining,
     "distil": Distil,
+    "noise-outputs": NoiseOutputs,
     "scratch-E": Scratch,
     "scratch-B": lambda: Scratch(equal="compute"),
 }

@@ -207,9 +207,11 @@ def _training(rows: Rows) -> Iterator[StepRow]:
 def _history(series: str, result: Result) -> Iterator[StepRow]:
     """The training steps of all pruning steps, and of step 0 before them, in one count; where nothing was trained, the
     pruning steps."""
-    removed = {0: 0.0, **{int(row["step"]): row["sparsity"] for row in result.curve}}
+    removed = {int(row["step"]): row["sparsity"] for row in result.curve}
     for count, row in enumerate(result.history):
-        yield StepRow(series=series, step=count, loss=row["loss"], lr=row["lr"], removed=removed[int(row["step"])])
+        yield StepRow(
+            series=series, step=count, loss=row["loss"], lr=row["lr"], removed=removed.get(int(row["step"]), 0.0)
+        )
     if not result.history:
         for row in result.curve:
             yield StepRow(series=series, step=int(row["step"]), loss=row.get("loss"), removed=row["sparsity"])

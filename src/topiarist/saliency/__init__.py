@@ -6,6 +6,7 @@ from topiarist.saliency.base import Compensating, Saliency, Slices, needs, score
 from topiarist.saliency.bn_scale import Scale
 from topiarist.saliency.correlated import Correlated
 from topiarist.saliency.cosine import Cosine
+from topiarist.saliency.filter_norm import FilterNorm
 from topiarist.saliency.finite import check_finite
 from topiarist.saliency.fisher import Fisher
 from topiarist.saliency.flap import Flap
@@ -43,6 +44,7 @@ __all__ = [
     "Compensating",
     "Correlated",
     "Cosine",
+    "FilterNorm",
     "Fisher",
     "Flap",
     "Gate",

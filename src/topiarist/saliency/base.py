@@ -34,7 +34,7 @@ class Slices:
 
     def __post_init__(self) -> None:
         for tensor in (*self.weights, *self.gradients):
-            if tensor.ndim != 2 or len(tensor) != self.units.num:
+            if tensor.ndim != 2 or tensor.shape[0] != self.units.num:
                 raise InputError(
                     f"slices of {self.units.name!r} have shape (num units={self.units.num}, elements), "
                     f"got {tuple(tensor.shape)}"

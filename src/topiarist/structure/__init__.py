@@ -13,6 +13,7 @@ from topiarist.structure.block import Block
 from topiarist.structure.channel import Channel
 from topiarist.structure.expert import Expert
 from topiarist.structure.head import Head
+from topiarist.structure.intra_kernel import IntraKernel
 from topiarist.structure.kernel import Kernel, Vector
 from topiarist.structure.layer import Layer
 from topiarist.structure.nm import NM
@@ -32,6 +33,7 @@ __all__ = [
     "Channel",
     "Expert",
     "Head",
+    "IntraKernel",
     "Kernel",
     "Layer",
     "Pattern",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import InputError
 from topiarist.graph import Axes
+from topiarist.graph.copies import model_tensors
 from topiarist.graph.reasons import FIXED
 from topiarist.plan import Units
 from topiarist.saliency.base import Slices
@@ -69,4 +70,4 @@ def require_some(units: list[Units], what: str, axes: Axes) -> list[Units]:
 
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter by name, tied ones under each of their names."""
-    return dict(model.named_parameters(remove_duplicate=False))
+    return {name: tensor for name, tensor, kind in model_tensors(model) if kind == "parameter"}
