@@ -256,7 +256,7 @@ class _Layers:
     def rows(self, series: str, network: nn.Module) -> Iterator[LayerRow]:
         """Every layer before and after; under a mask, parameters and MACs are those that are not zero."""
         after = macs(network, self.example_inputs).by_module
-        for name in self.names:
+        for name in self._in(network):
             old, new = self.dense.get_submodule(name), network.get_submodule(name)
             weight = _weight(new)
             density = int(weight.count_nonzero()) / max(1, weight.numel())
@@ -272,9 +272,14 @@ class _Layers:
                 macs_after=round(after.get(name, 0) * density),
             )
 
+    def _in(self, network: nn.Module) -> list[str]:
+        """Those that are there under the same name: an ensemble holds the whole network as one part of it."""
+        there = {name for name, _ in network.named_modules()}
+        return [name for name in self.names if name in there]
+
     def histograms(self, network: nn.Module) -> Iterator[Histogram]:
         """The weights of every layer, before and after in the same bins."""
-        for name in self.names:
+        for name in self._in(network):
             before = histogram(_weight(self.dense.get_submodule(name)), layer=name, when="before")
             yield before
             yield histogram(_weight(network.get_submodule(name)), edges=before.edges, layer=name, when="after")
