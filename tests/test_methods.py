@@ -106,10 +106,30 @@ def test_a_recipe_keeps_what_the_method_is_told_and_no_more(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    ["--method magnitude --options scope=layer --recover fine-tune", "--method lottery-ticket --sparsity 0.36"],
+    [
+        "magnitude --options scope=layer --recover fine-tune",
+        "lottery-ticket --sparsity 0.36",
+        "snip",
+        "grasp",
+        "synflow --steps 3",
+        "lamp",
+        "rigl --options every=1",
+        "movement",
+        "depgraph --steps 2",
+        "hrank",
+        "sparsegpt --structure 2:4",
+        "wanda --sparsity 0.5",
+        "flap --macs 0.8",
+        "block-drop --sparsity 0.5",
+        "minitron",
+        "halp --latency-ms 100",
+        "two-four",
+        "low-rank --params 0.8 --options weighted=true",
+        "no-training --macs 0.8",
+    ],
 )
 def test_a_method_runs_from_the_command_line(tmp_path, options):
-    arguments = f"prune --arch my --epochs 0.5 --threads 1 {options} --out {tmp_path / 'run'}".split()
+    arguments = f"prune --arch my --epochs 0.5 --threads 1 --method {options} --out {tmp_path / 'run'}".split()
     first = CliRunner().invoke(app, arguments)
     assert first.exit_code == 0, first.output
     again = CliRunner().invoke(app, ["prune", "--recipe", str(tmp_path / "run" / "recipe.yaml")])

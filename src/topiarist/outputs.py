@@ -20,7 +20,7 @@ def tensors_in(out: Any) -> list[Tensor]:
         >>> tensors_in({"logits": torch.ones(1), "extra": SimpleNamespace(boxes=[torch.zeros(1)])})
         [tensor([1.]), tensor([0.])]
     """
-    return _tensors(out, ())
+    return [out] if isinstance(out, Tensor) else _tensors(out, ())
 
 
 def _tensors(out: Any, above: tuple[int, ...]) -> list[Tensor]:

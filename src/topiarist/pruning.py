@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from topiarist import recover as recoveries
-from topiarist import saliency as saliencies
 from topiarist import schedule as schedules
 from topiarist import structure as structures
 from topiarist.allocation import Allocation, Candidates, fit
@@ -21,7 +20,7 @@ from topiarist.allocation.least import MinUnits
 from topiarist.errors import InputError, ShrinkError
 from topiarist.journal import Journal, Progress
 from topiarist.mask import mask, unmask
-from topiarist.mask.attach import reapply
+from topiarist.mask.attach import active_plan, reapply
 from topiarist.plan import Budget, Plan, Units
 from topiarist.planning import Evaluate, Loss, Planner
 from topiarist.recover import Checkpoints, Recovery, RecoveryContext, TrainingRecipe
@@ -128,7 +127,7 @@ def prune(
         Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform, min_units),
         example_inputs,
     )
-    criterion = saliencies.resolve(saliency)
+    criterion = planner.criterion(saliency)
     described = repr(budget)
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -213,7 +212,7 @@ class _Run:
         """Plan, mask, recover, evaluate, save; from where the journal left off."""
         work, progress = journal.resume(work)
         for step in range(len(progress.curve) + 1, num_steps + 1):
-            planner = replace(self.planner, model=work)
+            planner = replace(self.planner, model=work, dense=self.planner.model)
             amounts_by = self._amounts_by()
             before = progress.plan.masks(work) if progress.plan is not None else {}
             stats = planner.collect(amounts_by, self.context.data, self.context.loss, before)
@@ -222,13 +221,15 @@ class _Run:
             earlier = _Earlier.of(work, progress.plan) if self.accept is not None else None
             if may_fall(self.schedule):
                 unmask(work, restore=False)  # what comes back does so as zero
-            context = replace(self.context, progress=self._training_progress(step, num_steps))
+            progress_of_training = self._training_progress(step, num_steps)
+            context = replace(self.context, progress=progress_of_training, is_last=step == num_steps)
             rows: list[Row] = []
             if self.sequential:
                 plan = self._cut_in_turn(planner, plan, progress.plan, context, rows)
             else:
                 self._cut(work, plan, stats)
             rows += self.recover(work, replace(context, plan=plan))
+            plan = active_plan(work) or plan  # a recovery may move the mask
             history = [{**row, "step": step, "batch": row["step"]} for row in rows]
             row = {
                 "step": step,

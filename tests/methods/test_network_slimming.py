@@ -29,7 +29,7 @@ def test_the_penalty_is_added_between_backward_and_step():
     after = []
     for strength in (0.0, 0.01):
         work = copy.deepcopy(net)
-        train(work, data, F.cross_entropy, recipe, penalty=ScaleL1(work, units, strength))
+        train(work, data, F.cross_entropy, recipe, before_step=ScaleL1(work, units, strength))
         after.append(dict(work.named_parameters()))
     for name, plain in after[0].items():
         expected = -0.1 * 0.01 * net[1].weight.sign() if name == "1.weight" else torch.zeros_like(plain)
@@ -53,7 +53,7 @@ def test_scales_shrink_under_the_penalty_and_the_net_still_learns(images):
     assert result.curve[-1]["accuracy"] > 0.9
     work = copy.deepcopy(images.net)
     _, units = units_in(work, images.x)
-    train(work, images.data, F.cross_entropy, images.recipe, penalty=ScaleL1(work, units, 1e-2))
+    train(work, images.data, F.cross_entropy, images.recipe, before_step=ScaleL1(work, units, 1e-2))
     assert float(work[1].weight.detach().abs().sum()) < before
 
 

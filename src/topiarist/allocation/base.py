@@ -48,7 +48,7 @@ class Candidates:
     costs: Mapping[str, Cost] = field(default_factory=dict)
     are_comparable: bool = False
     _known: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
-    _orders: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _places: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = [units.name for units in self.units]
@@ -109,14 +109,12 @@ class Candidates:
                 {units.name: part[units.name]} if units.name in part else {} for part in (self.gone, self.protected)
             )
             return select({units.name: scores}, num, gone, stay)[units.name]
-        mask = torch.zeros(units.num, dtype=torch.bool)
-        mask[self._order(units.name)[:num]] = True
-        return mask.to(scores.device)
+        return (self._ranks(units.name) < num).to(scores.device)
 
-    def _order(self, name: str) -> Tensor:
-        """The units of one set in the order in which they go, those gone first and those protected last; made once, as
-        levels are many."""
-        if name not in self._orders:
+    def _ranks(self, name: str) -> Tensor:
+        """The place of each unit of one set in the order in which they go, those gone first and those protected last;
+        made once, as levels are many."""
+        if name not in self._places:
             order = ranking(self.scores[name])
             if name in self.protected:
                 last = self.protected[name].cpu()[order]
@@ -124,8 +122,8 @@ class Candidates:
             if name in self.gone:
                 first = self.gone[name].cpu()[order]
                 order = torch.cat([order[first], order[~first]])
-            self._orders[name] = order
-        return self._orders[name]
+            self._places[name] = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel()))
+        return self._places[name]
 
     def lowest_of_all(self, num: int, scores: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Mark the ``num`` lowest over all sets in one ranking, as far as what is gone and the minimums allow.

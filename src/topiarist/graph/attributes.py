@@ -57,7 +57,12 @@ def integer_attributes(model: nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
     for prefix, module in _prefixed(model):
         for name, value in _holding(module):
-            found.update((prefix + name + steps, plain) for steps, plain in _walk(value, ()) if _is_integer(plain))
+            if type(value) is int:  # the commonest, without detours
+                found[prefix + name] = value
+            elif type(value) is tuple and all(type(item) is int for item in value):
+                found.update([(f"{prefix}{name}[{i}]", item) for i, item in enumerate(value)])
+            else:
+                found.update((prefix + name + steps, plain) for steps, plain in _walk(value, ()) if _is_integer(plain))
     return found
 
 
@@ -158,7 +163,7 @@ def replaced(model: nn.Module, make: Callable[[str, int], int]) -> Iterator[None
     before: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for prefix, module in _prefixed(model):
-            for name, value in list(_holding(module)):
+            for name, value in _holding(module):
                 made = _made(value, prefix + name, make)
                 if made is not value:
                     before.append((module.__dict__, name, value))
@@ -188,11 +193,10 @@ def _prefixed(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(f"{name}." if name else "", module) for name, module in named_modules(model)]
 
 
-def _holding(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _holding(module: nn.Module) -> list[tuple[str, Any]]:
     """The attributes of a module that may hold integers."""
-    for name, value in module.__dict__.items():
-        if name not in _INTERNAL and type(value) not in _HOLDS_NONE and _is_name(name):
-            yield name, value
+    held = module.__dict__.items()
+    return [(n, v) for n, v in held if n not in _INTERNAL and type(v) not in _HOLDS_NONE and _is_name(n)]
 
 
 def _walk(value: Any, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:

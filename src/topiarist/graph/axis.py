@@ -8,6 +8,7 @@ that as the reason. Everything here speaks of whole axes: cost does not grow wit
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
@@ -67,6 +68,7 @@ class AxisGraph:
         self._made: list[Axis] = []
         self.least: dict[Axis, int] = {}  # leaves of which so many must stay
         self.parts: list[Axis] = []  # what divisions into more than one part have given, in order
+        self.num_changes = 0  # to what is known of axes that were there before
         self._unifying = False
 
     def find(self, axis: Axis) -> Axis:
@@ -79,11 +81,11 @@ class AxisGraph:
         return root
 
     def leaf(self, size: int) -> Axis:
-        """A new axis of its own; all axes of size 1 are one, since they cannot shrink."""
+        """A new axis of its own; all axes of size 1 are one, since they cannot shrink; empty ones are of no age."""
         if size == 1:
             return self.one
         axis = Axis(size)
-        if not self._unifying:
+        if size and not self._unifying:
             axis.birth = len(self._made)
             self._made.append(axis)
         return axis
@@ -138,12 +140,14 @@ class AxisGraph:
         """Forbid ``axis`` (every leaf below it) to shrink, now and after any refinement."""
         found = self._reason(reason, kind)
         for leaf in self.leaves(axis):
+            self.num_changes += found not in leaf.pins
             leaf.pins[found] = None
 
     def mark_inexact(self, axis: Axis, reason: str) -> None:
         """Note that removing an index of ``axis`` cannot equal zeroing it, and which operator makes it so."""
         found = self._reason(reason, "inexact")
         for leaf in self.leaves(axis):
+            self.num_changes += found not in leaf.inexact
             leaf.inexact[found] = None
 
     def _reason(self, reason: str, kind: Kind) -> Reason:
@@ -152,6 +156,7 @@ class AxisGraph:
     def mark_role(self, axis: Axis, role: str) -> None:
         """Note what ``axis`` is to the model, such as ``"head"``."""
         for leaf in self.leaves(axis):
+            self.num_changes += role not in leaf.roles
             leaf.roles.add(role)
 
     # ------------------------------------------------------------------ unification
@@ -161,6 +166,7 @@ class AxisGraph:
         a, b = self.find(a), self.find(b)
         if a is b:
             return a
+        self.num_changes += 1
         if a.size == b.size:
             self._unifying, before = True, self._unifying
             merged = self._merge(a, b)
@@ -233,6 +239,7 @@ class AxisGraph:
             target.roles.update(leaf.roles)
 
     def _refine(self, leaf: Axis, form: Form, parts: tuple[Axis, ...]) -> None:
+        self.num_changes += 1
         leaf.form, leaf.parts = form, parts
         for part in parts:
             if part is not self.one:
@@ -268,6 +275,8 @@ class AxisGraph:
     def _split(self, axis: Axis, sizes: list[int]) -> list[Axis] | None:
         real = [s for s in sizes if s != 1]
         if len(real) != len(sizes):
+            if len(real) == 1:
+                return [self.one if s == 1 else self.find(axis) for s in sizes]
             inner = iter(self._split(axis, real) or []) if real else iter(())
             parts = [self.one if s == 1 else next(inner, None) for s in sizes]
             return None if None in parts else [p for p in parts if p is not None]
@@ -311,6 +320,7 @@ class AxisGraph:
         if any(r is None for r in rows):
             return None
         divided = [r for r in rows if r is not None]
+        self.num_changes += 1
         for other in divided[1:]:
             if not self._merge_all(divided[0][1:], other[1:]):
                 return None
@@ -369,6 +379,10 @@ class AxisGraph:
             return sizes.get(axis, axis.size)
         measured = [self.measure(part, sizes) for part in axis.parts]
         return math.prod(measured) if axis.form == "product" else sum(measured)
+
+    def measuring(self, sizes: Mapping[Axis, int]) -> Callable[[Axis], int]:
+        """`measure` with these sizes, for many axes: what is asked again is known."""
+        return functools.cache(lambda axis: self.measure(axis, sizes))
 
     def removed(self, axis: Axis, removed: Mapping[Axis, Tensor]) -> Tensor:
         """Which positions of ``axis`` go when its leaves lose indices: bool of shape ``(size,)``."""

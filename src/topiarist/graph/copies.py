@@ -15,7 +15,8 @@ from topiarist.errors import InputError
 
 _ATOMIC = frozenset({type(None), bool, int, float, complex, str, bytes, type})
 _MAKING = ("__deepcopy__", "__new__", "__reduce_ex__", "__reduce__", "__getnewargs__", "__getnewargs_ex__")
-_CONTAINERS = (dict, OrderedDict, list, set)
+_CONTAINERS = frozenset({dict, OrderedDict, list, set})
+_NO_TENSORS = _ATOMIC | _CONTAINERS | {tuple}  # the commonest by far, told apart without asking a metaclass
 _INTERNAL = frozenset(nn.Module().__dict__)  # these containers belong to one module each
 _MOST_NAMES = 1 << 20  # beside the first ones; in a circle there is no end of them
 _HELD = ("_parameters", "_buffers", "_modules")
@@ -26,17 +27,17 @@ class UncopiedError(InputError):
 
 
 def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) -> nn.Module:
-    """A copy of ``model`` whose modules are its own and whose tensors are the model's, or ``tensors`` by their ids.
+    """A copy of ``model`` whose modules are its own and whose tensors are the model's, or ``tensors`` by the ids of all
+    that `model_tensors` yields.
 
     Raises:
         UncopiedError: the model cannot be copied.
     """
-    memo: dict[int, Any] = dict(tensors or {})
     parts = [module for _, module in named_modules(model)]
-    for module in parts:
-        for value in (*module._parameters.values(), *module._buffers.values(), *module.__dict__.values()):
-            if isinstance(value, Tensor):
-                memo.setdefault(id(value), value)
+    if tensors is None:
+        held = [(*m._parameters.values(), *m._buffers.values(), *_tensor_attributes(m).values()) for m in parts]
+        tensors = {id(tensor): tensor for own in held for tensor in own if tensor is not None}
+    memo: dict[int, Any] = dict(tensors)
     try:
         with _disable_current_modes():  # a fake tensor is no copy of one that a list holds
             return _copy(model, parts, memo)
@@ -53,7 +54,12 @@ def _copy(model: nn.Module, parts: list[nn.Module], memo: dict[int, Any]) -> nn.
     for module in reversed(modules):  # what a module holds is complete before the module is
         state = module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__  # type: ignore[no-untyped-call]
         copied = {
-            name: value if type(value) in _ATOMIC else _copied_of(name, value, memo) for name, value in state.items()
+            name: value
+            if (kind := type(value)) in _ATOMIC
+            else kind()
+            if kind in _CONTAINERS and not value and name in _INTERNAL
+            else _copied_of(name, value, memo)
+            for name, value in state.items()
         }
         if type(module).__setstate__ is nn.Module.__setstate__:  # which adds nothing to what is complete
             memo[id(module)].__dict__.update(copied)
@@ -73,12 +79,8 @@ def _is_plain(kind: type[nn.Module]) -> bool:
 
 def _copied_of(name: str, value: Any, memo: dict[int, Any]) -> Any:
     """A copy of one attribute of a module."""
-    kind = type(value)
-    if name in _INTERNAL and kind in _CONTAINERS:
-        if not value:
-            return kind()
-        if kind is dict and name in _HELD:
-            return {key: memo[id(v)] if id(v) in memo else _copied(v, memo) for key, v in value.items()}
+    if name in _HELD and type(value) is dict:
+        return {key: memo[id(v)] if id(v) in memo else _copied(v, memo) for key, v in value.items()}
     return _copied(value, memo)
 
 
@@ -117,8 +119,10 @@ def named_modules(model: nn.Module, remove_duplicate: bool = True) -> list[tuple
             raise RecursionError("a module holds itself")
         seen.add(id(module))
         found.append((name, module))
-        prefix = f"{name}." if name else ""
-        left.extend((prefix + key, part) for key, part in reversed(module._modules.items()) if part is not None)
+        parts = module._modules
+        if parts:
+            prefix = f"{name}." if name else ""
+            left.extend([(prefix + key, part) for key, part in reversed(parts.items()) if part is not None])
     return found
 
 
@@ -134,6 +138,12 @@ def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
         if id(module) in seen:
             continue
         seen.add(id(module))
-        for name, value in module.__dict__.items():
-            if isinstance(value, Tensor):
-                yield prefix + name, value, "attribute"
+        yield from ((prefix + name, value, "attribute") for name, value in _tensor_attributes(module).items())
+
+
+def _tensor_attributes(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors among a module's plain attributes."""
+    held = module.__dict__
+    if _NO_TENSORS.issuperset(map(type, held.values())):
+        return {}
+    return {name: value for name, value in held.items() if isinstance(value, Tensor)}

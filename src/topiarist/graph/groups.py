@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -86,8 +87,8 @@ class Axes:
         self.bypasses = {name: "".join(forms) for name, forms in trace.forms.items() if len(forms) == 1 and all(forms)}
         self._carried = dict(trace.carried)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
-        self.modules = {name: type(module).__name__ for name, module in named_modules(model)}
         self.kinds = {name: type(module) for name, module in named_modules(model)}
+        self.modules = {name: kind.__name__ for name, kind in self.kinds.items()}
         self.places = _places(model)
         self.depths = _depths(list(trace.order), list(self.modules))
         self._pin_unused(trace.used)
@@ -183,12 +184,13 @@ class Axes:
     def slices(self, removed: Mapping[str, Tensor]) -> dict[str, tuple[Slice, ...]]:
         """Which positions leave which tensor when the named axes lose indices (bool of shape ``(size,)`` each)."""
         by_leaf = {self[name].leaf: gone for name, gone in removed.items() if bool(gone.any())}
+        gone_of = functools.cache(lambda axis: self.graph.removed(axis, by_leaf))
         result: dict[str, tuple[Slice, ...]] = {}
         for name, info in self.tensors.items():
             pieces = []
             for dim, axis in enumerate(info.axes):
                 if any(leaf in by_leaf for leaf in self.graph.leaves(axis)):
-                    pieces.append(Slice(dim, self.graph.removed(axis, by_leaf)))
+                    pieces.append(Slice(dim, gone_of(self.graph.find(axis))))
             if pieces:
                 result[name] = tuple(pieces)
         return result
@@ -259,27 +261,28 @@ class Axes:
         return lost * axis.size / max(1, self._whole["params"])
 
     def _count(self, sizes, wanted, weight) -> int:  # type: ignore[no-untyped-def]
-        total = 0
+        total, measured = 0, self.graph.measuring(sizes)
         for info in self.tensors.values():
             if info.tied_to is None and wanted(info):
-                total += weight(info) * math.prod(self.graph.measure(axis, sizes) for axis in info.axes)
+                total += weight(info) * math.prod(map(measured, info.axes))
         return total
 
     def num_macs(self, sizes: Mapping[Axis, int] | None = None, density: Mapping[str, float] | None = None) -> float:
         """Multiply–accumulates of one call, with the given leaf sizes and densities of weight tensors."""
-        sizes, density = sizes or {}, density or {}
+        measured, density = self.graph.measuring(sizes or {}), density or {}
         total = 0.0
         for cost in self.costs:
             share = density.get(cost.tensor, 1.0) if cost.tensor is not None else 1.0
-            total += share * math.prod(self.graph.measure(axis, sizes) for axis in cost.axes)
+            total += share * math.prod(map(measured, cost.axes))
         return total
 
     def macs_by_tensor(self, sizes: Mapping[Axis, int] | None = None) -> dict[str, int]:
         """Multiply–accumulates of one call, by the weight tensor that takes part."""
         result: dict[str, int] = defaultdict(int)
+        measured = self.graph.measuring(sizes or {})
         for cost in self.costs:
             if cost.tensor is not None:
-                result[cost.tensor] += math.prod(self.graph.measure(axis, sizes or {}) for axis in cost.axes)
+                result[cost.tensor] += math.prod(map(measured, cost.axes))
         return dict(result)
 
     # ------------------------------------------------------------------ making of
@@ -326,12 +329,12 @@ class Axes:
                         leaves = list(dict.fromkeys(self.graph.leaves(axis)))
                         for i, leaf in enumerate(leaves):
                             names.setdefault(leaf, f"{name}:{dim}" + (f".{i}" if len(leaves) > 1 else ""))
+        occurrences = functools.cache(self.graph.occurrences)
         for name, info in ranked:
             for dim, axis in enumerate(info.axes):
                 for leaf in dict.fromkeys(self.graph.leaves(axis)) if info.tied_to is None else ():
-                    members[leaf].extend(
-                        Member(name, dim, unit, self.side(name, dim)) for unit in self.graph.occurrences(axis, leaf)
-                    )
+                    places = occurrences(self.graph.find(axis), leaf)
+                    members[leaf].extend([Member(name, dim, unit, self.side(name, dim)) for unit in places])
         for leaf, name in names.items():
             if leaf is self.graph.one or not any(self.tensors[m.tensor].kind == "parameter" for m in members[leaf]):
                 continue
@@ -387,7 +390,7 @@ class Axes:
 def _places(model: nn.Module) -> dict[str, list[str]]:
     """Every name of each module, by the first."""
     names: dict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in named_modules(model, remove_duplicate=False):
         names[id(module)].append(name)
     return {places[0]: places for places in names.values()}
 

@@ -33,33 +33,42 @@ class Kernels:
 
     def __init__(self) -> None:
         self.num_run = 0  # kernels that did run and whose results are remembered
-        self._known: dict[Key, Any] = {}
-        self._key: dict[Any, Callable[[Sequence[Any], Any], Key | None]] = {}
+        self._operators: dict[int, _Operator] = {}  # by id: torch hashes them in Python
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What ``func`` returns."""
-        formula = SHAPES.get(func)
-        if formula is not None and not kwargs:
-            made = formula(*args)
+        operator = self._operators.get(id(func))
+        if operator is None:
+            single = len(func._schema.returns) == 1
+            operator = self._operators[id(func)] = _Operator(func, SHAPES.get(func), single, _key_of(func), {})
+        if operator.formula is not None and not kwargs:
+            made = operator.formula(*args)
             if made is not None:
-                return _tensors(made, func)
-        make_key = self._key.get(func)
-        if make_key is None:
-            make_key = self._key[func] = _key_of(func)
-        key = make_key(args, kwargs)
+                return _tensors(made, operator.returns_one)
+        key = operator.make_key(args, kwargs)
         if key is None:
             return func(*args, **kwargs)
-        found = self._known.get((func, key))
+        found = operator.known.get(key)
         if found is not None:
             return _again(found, args)
         self.num_run += 1
         if key[0] is _ANY_SHAPE and (like := _of_one_number(func, args)) is not None:
-            self._known[func, key] = like
+            operator.known[key] = like
             return _again(like, args)
         out = func(*args, **kwargs)
-        if make_key(args, kwargs) == key:  # else it has changed the shape of what it was given
-            self._known[func, key] = _FIRST if args and out is args[0] else _likeness(out)
+        if operator.make_key(args, kwargs) == key:  # else it has changed the shape of what it was given
+            operator.known[key] = _FIRST if args and out is args[0] else _likeness(out)
         return out
+
+
+class _Operator(NamedTuple):
+    """What is known of one operator; ``known`` are its results by what was asked."""
+
+    func: Any
+    formula: Callable[..., list[Made] | None] | None
+    returns_one: bool
+    make_key: Callable[[Sequence[Any], Any], Key | None]
+    known: dict[Key, Any]
 
 
 # ---------------------------------------------------------------------------------------------------------------- keys
@@ -171,15 +180,16 @@ def _again(found: Any, args: Sequence[Any]) -> Any:
     if not isinstance(found, _Like):
         return None if found is None else type(found)([_again(each, args) for each in found])
     if found.shape is not None:
-        return torch.empty_strided(found.shape, found.stride, dtype=found.dtype, device="meta")
-    return torch.empty(_first(args).shape, dtype=found.dtype, device="meta")
+        return torch.empty_strided(found.shape, found.stride, dtype=found.dtype, device=_META)
+    return torch.empty(_first(args).shape, dtype=found.dtype, device=_META)
 
 
-def _tensors(made: Sequence[Made], func: Any) -> Any:
-    """Contiguous tensors, one alone or several as ``func`` returns them."""
-    tensors = tuple(torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in made)
-    return tensors[0] if len(func._schema.returns) == 1 else tensors
+def _tensors(made: Sequence[Made], alone: bool) -> Any:
+    """Contiguous tensors, one alone or several as an operator returns them."""
+    tensors = tuple([torch.empty(shape, dtype=dtype, device=_META) for shape, dtype in made])
+    return tensors[0] if alone else tensors
 
 
 def _first(args: Sequence[Any]) -> Tensor:
-    return next(value for value in args if isinstance(value, Tensor))
+    first: Tensor = args[0]
+    return first if isinstance(first, Tensor) else next(value for value in args if isinstance(value, Tensor))

@@ -3,20 +3,23 @@
 Both are to be traced, and most of a model is the same in both. While it runs in evaluation mode, its modules do not
 hold ``training`` themselves: whoever reads it is seen. A module that does is run once more where it stands, in training
 mode, on the same inputs. If it returns the like, axis by axis, then what comes after cannot tell the modes apart, and
-the model as a whole need not run again. What torch's own batch norm and dropout do with the answer is known.
+the model as a whole need not run again. What torch's own batch norm and dropout do with the answer is known; and where
+that run taught nothing of any axis, it would not for a module that is the same in all but the values of its tensors.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from types import CodeType
+from types import BuiltinFunctionType, CodeType, FunctionType
+from typing import Any
 
 from torch import nn
 
 from topiarist.graph.copies import named_modules
+from topiarist.graph.sizes import plain
 
 _INDIFFERENT = frozenset(f.__code__ for f in (nn.modules.batchnorm._BatchNorm.forward, nn.Dropout.forward))
 
@@ -33,6 +36,7 @@ class Modes:
         self._running = running
         self._asked: set[str] = set()  # the modules running that have asked
         self._repeated: list[str] = []
+        self._taught_nothing: set[Hashable] = set()
 
     @contextmanager
     def watched(self, model: nn.Module) -> Iterator[None]:
@@ -62,9 +66,18 @@ class Modes:
             self.are_one = False  # all of it at once, in a copy of its own, is no more work
         return self.are_one
 
-    def compare(self, name: str, is_the_like: Callable[[], bool]) -> None:
-        """Run a module in training mode and say whether it returned the like."""
+    def compare(
+        self, name: str, kind: Hashable, is_the_like: Callable[[], bool], num_known: Callable[[], Hashable]
+    ) -> None:
+        """Run a module in training mode and say whether it returned the like.
+
+        Of one ``kind`` (None: it has none) are modules that do the same; ``num_known`` tells whether a run has taught
+        anything.
+        """
         self._repeated.append(name)
+        if kind in self._taught_nothing:
+            return
+        before = num_known()
         self.is_training = True
         try:
             self.are_one = is_the_like()
@@ -72,6 +85,34 @@ class Modes:
             self.are_one = False
         finally:
             self.is_training = False
+        if self.are_one and kind is not None and num_known() == before:
+            self._taught_nothing.add(kind)
+
+
+def kind_of(module: nn.Module) -> Hashable:
+    """What two modules of which one does what the other does have in common: all but the values of their tensors.
+
+    None where a module holds what cannot be compared.
+    """
+    found: list[Any] = [type(module)]
+    for name, value in module.__dict__.items():
+        if name in ("_parameters", "_buffers"):
+            found.append(tuple([(key, t if t is None else (t.shape, t.dtype)) for key, t in value.items()]))
+        elif name == "_modules":
+            parts = [(key, part if part is None else kind_of(part)) for key, part in value.items()]
+            if any(kind is None and value[key] is not None for key, kind in parts):
+                return None
+            found.append(tuple(parts))
+        elif isinstance(value, int):
+            found.append((name, type(value) is bool, plain(value)))
+        elif isinstance(value, _COMPARED):
+            found.append((name, value))
+        elif value or not isinstance(value, (tuple, list, dict, set)):
+            return None
+    return tuple(found)
+
+
+_COMPARED = (float, str, type(None), FunctionType, BuiltinFunctionType)
 
 
 def _is_plain(module: nn.Module) -> bool:

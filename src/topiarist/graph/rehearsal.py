@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from traceback import clear_frames
@@ -29,8 +30,7 @@ from topiarist.graph.groups import Axes
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.reasons import Reason
-from topiarist.graph.rules.recurrent import WithoutSteps
-from topiarist.graph.running import CONSTANT, plain_operators, quiet, tensors_restored, twin
+from topiarist.graph.running import CONSTANT, plain_operators, quiet, set_mode, tensors_restored, twin
 from topiarist.graph.sizes import line_of, plain, source_line
 from topiarist.graph.states import random_states_kept
 from topiarist.inputs import call
@@ -51,10 +51,16 @@ class Number:
 
 
 Performance = list[Number]
+Steps = Callable[[], AbstractContextManager[Any]]
 
 
 class Numbers(TorchDispatchMode):
     """Writes down the numbers that operators are called with, and which tensors they make."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here: torch need not wrap each call of the mode so that it is not."""
+        return False
 
     def __init__(self, kernels: Kernels) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -67,7 +73,10 @@ class Numbers(TorchDispatchMode):
         values = numbers_in(func, args, kwargs or {})
         if values:
             self.found.append(Number(func.name(), values, source_line()))
-        self.made.extend(ref(t) for t in tree_leaves(out) if isinstance(t, Tensor))
+        if isinstance(out, Tensor):
+            self.made.append(ref(out))
+        else:
+            self.made.extend([ref(t) for t in tree_leaves(out) if isinstance(t, Tensor)])
         return out
 
 
@@ -100,14 +109,16 @@ def _places(func: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 
 def rehearsed(
-    collect: Callable[[], Axes], traced: Performance, model: nn.Module, example_inputs: Any, kernels: Kernels | None
-) -> Axes:
+    collect: Callable[[], Axes], traced: Performance, model: nn.Module, example_inputs: Any, kernels: Kernels | None,
+    steps: Steps = nullcontext,
+) -> Axes:  # fmt: skip
     """The axes that ``collect`` returns once those at fault are pinned; for ``traced`` see `faults`.
 
-    With ``kernels`` the rehearsal is on meta tensors, without on fake ones.
+    With ``kernels`` the rehearsal is on meta tensors, without on fake ones. ``steps`` makes what to run inside of:
+    `WithoutSteps` where recurrent functions were traced.
     """
     axes = collect()
-    perform = _on_fake if kernels is None else partial(_on_meta, kernels)
+    perform = partial(_on_fake, steps) if kernels is None else partial(_on_meta, steps, kernels)
     while found := faults(axes, traced, partial(perform, model, axes, example_inputs)):
         for leaf, reason in found.items():
             axes.graph.pin(leaf, reason)
@@ -184,42 +195,47 @@ def _fault(whole: Performance, perform: Callable[[], Performance]) -> Reason | N
 
 
 def _on_meta(
-    kernels: Kernels, model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]
+    steps: Steps, kernels: Kernels, model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]
 ) -> Performance:
     """Run a copy with other sizes: the numbers that its operators are given."""
     inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
     clone = _smaller(model, axes, sizes, {id(t): twin(t, shape) for t, shape in _shapes(model, axes, sizes)})
     with random_states_kept(model):
-        return _performance(clone, inputs, kernels)
+        return _performance(clone, inputs, kernels, steps)
 
 
-def _on_fake(model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
+def _on_fake(steps: Steps, model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
     """The same on fake tensors: those that keep their shapes keep their values too."""
     with quiet(), tensors_restored(model, CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
         inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, example_inputs)
-        changed = [(t, shape) for t, shape in _shapes(model, axes, sizes) if shape != tuple(t.shape)]
-        clone = _smaller(model, axes, sizes, {id(t): twin(t, shape, t.device) for t, shape in changed})
+        tensors = {
+            id(t): t if shape == tuple(t.shape) else twin(t, shape, t.device)
+            for t, shape in _shapes(model, axes, sizes)
+        }
+        clone = _smaller(model, axes, sizes, tensors)
         with random_states_kept(model):
-            return _performance(clone, inputs, Kernels())
+            return _performance(clone, inputs, Kernels(), steps)
 
 
 def _shapes(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    measured = axes.graph.measuring(sizes)
     for name, tensor, _ in model_tensors(model):
-        yield tensor, tuple(axes.graph.measure(axis, sizes) for axis in axes.tensors[name].axes)
+        yield tensor, tuple(map(measured, axes.tensors[name].axes))
 
 
 def _smaller(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int], tensors: Mapping[int, Tensor]) -> list[nn.Module]:
     """A copy with these tensors by the ids of the model's, and the attributes that follow; in a list, to be taken."""
-    clone = structural_copy(model, tensors).eval()
+    clone = structural_copy(model, tensors)
+    set_mode(clone, training=False)
     for path, value in axes.following(sizes)[0].items():
         attributes.set(clone, path, value)
     return [clone]
 
 
-def _performance(clone: list[nn.Module], inputs: Any, kernels: Kernels) -> Performance:
+def _performance(clone: list[nn.Module], inputs: Any, kernels: Kernels, steps: Steps) -> Performance:
     numbers = Numbers(kernels)
     try:
-        with plain_operators(), WithoutSteps(), numbers:
+        with plain_operators(), steps(), numbers:
             call(clone.pop(), inputs)
     except Exception as error:
         clear_frames(error.__traceback__)  # they hold every tensor of the run

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from topiarist.graph.copies import model_tensors
+from topiarist.graph.copies import model_tensors, named_modules
 
 
 def twin(tensor: Tensor, shape: tuple[int, ...], device: torch.device | str = "meta") -> Tensor:
@@ -21,6 +21,17 @@ def twin(tensor: Tensor, shape: tuple[int, ...], device: torch.device | str = "m
     same = shape == tuple(tensor.shape)
     made = torch.empty_like(tensor, device=device) if same else tensor.new_empty(shape, device=device)
     return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """What ``model.train(training)`` does; where no module does more, without asking each what a flag is."""
+    modules = [module for _, module in named_modules(model)]
+    if any(type(module).train is not nn.Module.train or "train" in module.__dict__ for module in modules):
+        model.train(training)
+        return
+    for module in modules:
+        if module.__dict__.get("training") is not training:
+            module.training = training
 
 
 @contextmanager

@@ -61,6 +61,16 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> list[Made] | None:
     return [((rows, columns), a.dtype)] if fits and _are_vectors(columns, a.dtype, bias) else None
 
 
+def _product(a: Tensor, b: Tensor) -> list[Made] | None:
+    """Of tensors of as many dimensions, one of which has the shape of the result, as the scales of channels have."""
+    if not isinstance(b, Tensor) or a.dim() != b.dim() or not _are_plain(a, b):
+        return None
+    if any(m != n and m != 1 and n != 1 for m, n in zip(a.shape, b.shape, strict=True)):
+        return None
+    shape = tuple(map(max, a.shape, b.shape)) if a.numel() and b.numel() else None
+    return [(shape, a.dtype)] if shape in (a.shape, b.shape) and shape is not None else None
+
+
 def _mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False) -> list[Made] | None:
     if not dims or not _are_plain(x) or not all(-x.dim() <= d < x.dim() for d in dims):
         return None
@@ -76,6 +86,7 @@ SHAPES: dict[Any, Callable[..., list[Made] | None]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten.addmm.default: _addmm,
     aten.mean.dim: _mean,
+    aten.mul.Tensor: _product,
 }
 
 

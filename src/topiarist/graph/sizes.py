@@ -85,7 +85,7 @@ class Size(int):
     observer: Observer
 
     def __new__(cls, value: int, expression: Expression, observer: Observer) -> Size:
-        size = super().__new__(cls, value)
+        size = int.__new__(cls, value)
         size.expression = expression
         size.observer = observer
         return size

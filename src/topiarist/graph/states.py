@@ -16,7 +16,8 @@ from topiarist.graph.copies import model_tensors
 @contextmanager
 def random_states_kept(model: nn.Module) -> Iterator[None]:
     """Put back the random states of Python, NumPy and torch (CPU, and CUDA where the model lies there)."""
-    devices = sorted({t.device.index for _, t, _ in model_tensors(model) if t.is_cuda})
+    tensors = model_tensors(model) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    devices = sorted({t.device.index for _, t, _ in tensors if t.is_cuda})
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):

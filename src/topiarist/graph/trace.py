@@ -8,8 +8,8 @@ shares its parameters runs instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import ref
@@ -35,17 +35,19 @@ from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
-from topiarist.graph.modes import Modes
+from topiarist.graph.modes import Modes, kind_of
 from topiarist.graph.readers import READERS, body_of
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.rehearsal import Number, Performance, numbers_in, rehearsed
 from topiarist.graph.rules import RULES
+from topiarist.graph.rules.recurrent import WithoutSteps
 from topiarist.graph.rules.values import KEEP_VALUES
 from topiarist.graph.running import (
     CONSTANT,
     fails_on_any_values,
     plain_operators,
     quiet,
+    set_mode,
     tensors_restored,
     twin,
     without_frames,
@@ -91,6 +93,18 @@ class Cost:
     modules: tuple[str, ...] = ()
 
 
+class _Operator(NamedTuple):
+    """An operator, its rule, whether it hands values on as they are, and whether it writes into what it is given."""
+
+    func: Any
+    rule: Callable[..., None] | None
+    keeps_values: bool
+    writes: bool
+
+
+_AS_IT_IS: AbstractContextManager[None] = nullcontext()
+
+
 class Trace:
     """What the rules speak to while a model runs."""
 
@@ -120,8 +134,10 @@ class Trace:
         self.counting = True
         self.is_elsewhere = False  # on the meta device in place of another
         self.is_inside = False  # of an operator
+        self.skips_steps = False  # those of recurrent functions, which are no operators to it
         self.kernels = Kernels()
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
+        self._operators: dict[int, _Operator] = {}  # by id: torch hashes them in Python
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
         self._is_closed = False
         self._place: tuple[str, str] | None = None  # where the operator stands that runs at the moment
@@ -135,7 +151,7 @@ class Trace:
             self.put(tensor, axes)
             entry = self._known[id(tensor)]
         tracked = entry[1]
-        if tracked.source is not None:
+        if tracked.source is not None and tracked.axes:
             self.used.add(tracked.source)
         for axis, reason in tracked.pins:
             self.pin(axis, reason)
@@ -307,11 +323,8 @@ class Trace:
 
     def form(self, args: Any, kwargs: Any, out: Any) -> str:
         """In which form a module returned what could as well be its first input; see `topiarist.graph.bypass`."""
-        before, self.is_inside = self.is_inside, True  # looking at it is no part of the model
-        try:
+        with torch._C.DisableTorchFunction():  # looking at it is no part of the model
             return form_of(args, kwargs, out, lambda tensor: tuple(tensor.shape))
-        finally:
-            self.is_inside = before
 
     def known_of(self, out: Any) -> list[Tracked] | None:
         """What is known of what a module returned, a tensor or a tuple or list of some; None of anything else."""
@@ -330,6 +343,29 @@ class Trace:
             and (a.zero, a.source, a.is_uniform, a.pins, a.ranges) == (b.zero, b.source, b.is_uniform, b.pins, b.ranges)
             for a, b in zip(before, after, strict=True)
         )
+
+    def kind_of(self, module: nn.Module, args: Sequence[Any], kwargs: Any) -> Hashable:
+        """What calls that go the same way have in common; None where that cannot be said."""
+        entries = [self._known.get(id(x)) for x in args]
+        with torch._C.DisableTorchFunction():
+            kind = kind_of(module)
+            if kind is None or kwargs or None in entries:
+                return None
+            return kind, *[(self._structure(e[1]), e[0].dtype, e[0].stride()) for e in entries if e is not None]
+
+    def _structure(self, known: Tracked) -> Hashable:
+        """What is known of a tensor, but for which axes it has."""
+        numbers: dict[Axis, int] = {}
+        leaves = [(numbers.setdefault(leaf, len(numbers)), leaf) for a in known.axes for leaf in self.graph.leaves(a)]
+        shared = tuple([(number, bool(leaf.pins), bool(leaf.inexact)) for number, leaf in leaves])
+        rest = (known.source is None, known.is_uniform, not known.pins, known.ranges is None)
+        return tuple(map(repr, known.axes)), shared, known.zero, rest
+
+    def num_known(self) -> Hashable:
+        """As many things as are known: a run that teaches nothing leaves it as it is."""
+        held = (self.graph.parts, self.constraints, self.choices, self.used, self.order, self.scales, self.carried)
+        others = (self.unknown, self.biases, self.summed)
+        return self.graph.num_changes, self.graph.age, *[len(found) for found in (*held, *others)]
 
     def forget(self) -> None:
         """Forget every tensor that is not the model's own, also where somebody has kept one without values."""
@@ -366,32 +402,44 @@ class Trace:
     def operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Let the rule of ``func`` speak, or pin everything where there is none."""
         self._place = None
-        outputs = [out] if isinstance(out, Tensor) else [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        outputs = _tensors_of(out)
         if not outputs:  # a number, and whoever asks for it reads what it is of
             for tensor in (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
                 self[tensor]
             return
         if "out" in kwargs:  # the tensor to write into is the output
             kwargs = {k: v for k, v in kwargs.items() if k != "out"}
-        found = RULES.get(func) or RULES.get(func.overloadpacket)
-        failure: Exception | None = None
+        spoken = self._operators.get(id(func)) or self._operator(func)
+        found, failure = spoken.rule, None
         if found is not None:
             try:
-                with self._as_indices(args[:1] if func.overloadpacket in KEEP_VALUES else ()):
+                if spoken.keeps_values:
+                    with self._as_indices(args[:1]):
+                        found(self, out, *args, **kwargs)
+                    self._hand_ranges_on(args, outputs)
+                else:
                     found(self, out, *args, **kwargs)
-                self._hand_ranges_on(func, args, outputs)
             except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
                 failure = error
         if found is None or failure is not None:
             self._pin_unruled(func, args, kwargs, out, failure)
-        if func._schema.is_mutable:
+        if spoken.writes:
             self._written(outputs)
 
-    @contextmanager
-    def _as_indices(self, tensors: Sequence[Any]) -> Iterator[None]:
+    def _operator(self, func: Any) -> _Operator:
+        packet = func.overloadpacket
+        rule = RULES.get(func) or RULES.get(packet)
+        made = self._operators[id(func)] = _Operator(func, rule, packet in KEEP_VALUES, func._schema.is_mutable)
+        return made
+
+    def _as_indices(self, tensors: Sequence[Any]) -> AbstractContextManager[None]:
         """Inside the ``with``, to look at these tensors is no use of their values, where they are indices."""
-        entries = [self._known[id(t)] for t in tensors if isinstance(t, Tensor) and self.knows(t)]
-        indices = [(tensor, known) for tensor, known in entries if known.ranges is not None]
+        entries = [self._known.get(id(t)) for t in tensors]
+        indices = [entry for entry in entries if entry is not None and entry[1].ranges is not None]
+        return self._without_pins(indices) if indices else _AS_IT_IS
+
+    @contextmanager
+    def _without_pins(self, indices: Sequence[tuple[Tensor, Tracked]]) -> Iterator[None]:
         for tensor, known in indices:
             self._known[id(tensor)] = (tensor, known._replace(pins=()))
         try:
@@ -399,10 +447,8 @@ class Trace:
         finally:
             self._known.update((id(tensor), (tensor, known)) for tensor, known in indices)
 
-    def _hand_ranges_on(self, func: Any, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
-        if not (args and func.overloadpacket in KEEP_VALUES and isinstance(args[0], Tensor)):
-            return
-        entry = self._known.get(id(args[0]))
+    def _hand_ranges_on(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+        entry = self._known.get(id(args[0])) if args else None
         if entry is None or entry[1].ranges is None:
             return
         for tensor in outputs:
@@ -448,7 +494,6 @@ class Trace:
 
         What a handler does not tie is a number inside the function, or written in the code.
         """
-        name = getattr(func, "__name__", str(func))
         made = tensors_in(out)
         if handler is not None:
             if not args and "input" in kwargs:
@@ -457,26 +502,28 @@ class Trace:
                 with self._as_indices((*args[:1], out)):
                     handler(self, out, *args, **kwargs)
             except Exception as error:  # called in a way that the handler does not know: pinned, never wrong
-                self.pin_all(
-                    [*tensors_in((args, kwargs)), *made], f"the sizes of {name} cannot be read ({error})", "hidden"
-                )
+                reason = f"the sizes of {_name_of(func)} cannot be read ({error})"
+                self.pin_all([*tensors_in((args, kwargs)), *made], reason, "hidden")
         else:
             for size in sizes_in((args, kwargs)):
                 self.on_value(size.expression)
-            self.pin_unsettled(f"its size is set inside {name}", (args, kwargs))
+            if self._is_unsettled():
+                self.pin_unsettled(f"its size is set inside {_name_of(func)}", (args, kwargs))
         self.settle()
-        foreign = [t for t in made if not self.knows(t)]
-        if foreign or (isinstance(out, (np.ndarray, list, torch.UntypedStorage, torch.TypedStorage)) and not made):
-            self.pin_all(tensors_in((args, kwargs)), f"its values leave torch's operators in {name}", "foreign")
+        foreign = [t for t in made if id(t) not in self._known]
+        if foreign or (not made and isinstance(out, (np.ndarray, list, torch.UntypedStorage, torch.TypedStorage))):
+            reason = f"its values leave torch's operators in {_name_of(func)}"
+            self.pin_all(tensors_in((args, kwargs)), reason, "foreign")
+
+    def _is_unsettled(self) -> bool:
+        """Whether there are leaves or parts that are not accounted for."""
+        return (self.graph.age, len(self.graph.parts)) != self._settled[:2]
 
     def pin_unsettled(self, reason: str, operands: Any = ()) -> None:
         """Pin the parts made since the last function that neither a constraint nor a dimension of its operands
         accounts for: their sizes are hidden literals."""
         ages, parts, constraints = self._settled
-        found: list[Axis] = []
-        if self.graph.age > ages or len(self.graph.parts) > parts:
-            found = [*self.graph.younger(ages), *self.graph.parts[parts:]]
-        if found:
+        if self._is_unsettled() and (found := [*self.graph.younger(ages), *self.graph.parts[parts:]]):
             given = [c.axis for c in self.constraints[constraints:]]
             given.extend(axis for tensor in tensors_in(operands) for axis in self.axes_of(tensor))
             known = {tuple(self.graph.leaves(axis)) for axis in given}
@@ -491,6 +538,11 @@ class Trace:
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here: torch need not wrap each call of the mode so that it is not."""
+        return False
+
     def __init__(self, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
@@ -565,12 +617,13 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
     if not isinstance(model, nn.Module):
         raise InputError(f"trace takes a torch.nn.Module, got {type(model).__name__}")
     as_arguments(example_inputs)  # refuses what is no arguments
-    lazy = [name for name, tensor, _ in model_tensors(model) if torch.nn.parameter.is_lazy(tensor)]
+    held = list(model_tensors(model))
+    lazy = [name for name, tensor, _ in held if torch.nn.parameter.is_lazy(tensor)]
     if lazy:
         raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
     blueprint = None if uniform is None else read(model, uniform)
     state = Trace()
-    tensors = _register(state, model)
+    tensors = _register(state, held)
     integers = attributes.integer_attributes(model)
     state.integers.update(integers)
     errors: dict[str, Exception] = {}
@@ -603,13 +656,14 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
     if without_values is None:
         return collected()
     kernels = state.kernels if without_values is _on_meta else None
-    return rehearsed(collected, state.numbers, model, example_inputs, kernels)
+    steps = WithoutSteps if state.skips_steps else nullcontext
+    return rehearsed(collected, state.numbers, model, example_inputs, kernels, steps)
 
 
-def _register(state: Trace, model: nn.Module) -> dict[str, TensorInfo]:
+def _register(state: Trace, held: Sequence[tuple[str, Tensor, str]]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     first: dict[int, str] = {}
-    for name, tensor, kind in model_tensors(model):
+    for name, tensor, kind in held:
         if id(tensor) in first:
             known = tensors[first[id(tensor)]]
             tensors[name] = TensorInfo(known.axes, kind, tensor.element_size(), tied_to=first[id(tensor)])
@@ -691,7 +745,7 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
         state.put(tensor, axes)
     state.settle()
     state.running.clear()
-    clone.train(training)
+    set_mode(clone, training)
     with ExitStack() as stack:
         if not training:
             state.modes = Modes(state.running)
@@ -731,7 +785,12 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
             state.outputs.setdefault(name, []).extend(state.axes_of(tensor))
         if state.modes.are_to_be_compared(name):
             before = state.known_of(out)
-            state.modes.compare(name, lambda: state.alike(before, state.known_of(module(*args, **kwargs))))
+            state.modes.compare(
+                name,
+                state.kind_of(module, args, kwargs),
+                lambda: state.alike(before, state.known_of(module(*args, **kwargs))),
+                state.num_known,
+            )
 
     handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True))
     try:
@@ -740,6 +799,18 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
         for handle in handles:
             handle.remove()
         torch_modules._global_forward_hooks_with_kwargs.pop(handles[1].id, None)  # torch 2.13 leaves this one behind
+
+
+def _name_of(func: Any) -> str:
+    return str(getattr(func, "__name__", func))
+
+
+def _tensors_of(out: Any) -> list[Tensor]:
+    """The tensors that an operator returns."""
+    if isinstance(out, Tensor):
+        return [out]
+    flat = out if isinstance(out, tuple) and not any(isinstance(o, (tuple, list)) for o in out) else tree_leaves(out)
+    return [t for t in flat if isinstance(t, Tensor)]
 
 
 def _storage(tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""HRank: channels whose feature maps have low rank go (Lin et al. 2020)."""
+"""HRank: channels go whose feature maps have the lowest rank, whatever the image (Lin et al. 2020)."""
 
 from __future__ import annotations
 
@@ -8,27 +8,19 @@ from torch import nn
 
 from topiarist.methods.base import method
 from topiarist.pruning import PruneResult, prune
-from topiarist.saliency import HRank
 
 
 @method(
-    paper="Lin, Ji, Wang, Zhang, Zhang, Tian, Shao 2020, HRank: filter pruning using high-rank feature map, "
-    "arXiv:2002.10179",
+    paper="Lin, Ji, Wang, Zhang, Zhang, Tian, Shao 2020, HRank: filter pruning using high-rank feature map",
     structure="channel",
     needs=("data", "training"),
-    headline="ResNet-56 on CIFAR-10 without 50 % of the FLOPs: 93.17, dense 93.26 (from memory)",
+    headline="ResNet-110 on CIFAR-10 without 58.2 % of its FLOPs: 0.14 percentage points lost (abstract, as quoted)",
 )
 def hrank(model: nn.Module, example_inputs: Any, *, recover: Any = "fine-tune", **options: Any) -> PruneResult:
-    """Remove the channels of each layer whose feature maps have the lowest mean rank over ``data``, and train on.
+    """Remove the channels of lowest average rank of their feature maps, of each layer its share; then train on.
 
-    Every layer loses the fraction that meets ``budget``, unless ``allocation`` says otherwise (the paper names ratios
-    by hand: a dict). Other options are those of `topiarist.prune`.
+    A few batches of ``data`` are enough for the ranks. ``allocation`` is ``"uniform"`` unless given; the paper sets the
+    share of each layer by hand (a dict of ratios does). Other options are those of `topiarist.prune`.
     """
-    return prune(
-        model,
-        example_inputs,
-        structure="channel",
-        saliency=HRank(),
-        recover=recover,
-        **{"allocation": "uniform", **options},
-    )
+    told = {"structure": "channel", "saliency": "hrank", "allocation": "uniform", **options}
+    return prune(model, example_inputs, recover=recover, **told)

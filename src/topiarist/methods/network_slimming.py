@@ -56,7 +56,7 @@ def network_slimming(
 
     def pressed() -> nn.Module:
         work = copy.deepcopy(model)
-        train(work, data, loss, told, penalty=penalty, on_step=as_first_step(on_step))
+        train(work, data, loss, told, before_step=penalty, on_step=as_first_step(on_step))
         return work
 
     return prune(

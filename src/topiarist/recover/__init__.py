@@ -8,6 +8,7 @@ from typing import cast
 from torch import nn
 
 from topiarist.errors import InputError, nearest
+from topiarist.recover.at_end import AtEnd
 from topiarist.recover.base import Recovery, RecoveryContext
 from topiarist.recover.carry import carry_optimizer
 from topiarist.recover.checkpoints import Checkpoints
@@ -21,12 +22,14 @@ from topiarist.recover.none import NoRecovery
 from topiarist.recover.recalibrate import Recalibrate, recalibrate
 from topiarist.recover.recipe import TrainingRecipe
 from topiarist.recover.reconstruct import Reconstruct, reconstruct
+from topiarist.recover.regrow import Regrow
 from topiarist.recover.reinitialize import Reinitialize, reinitialize
 from topiarist.recover.rewind import LRRewind, WeightRewind
 from topiarist.recover.scratch import Scratch
 from topiarist.recover.train import Row, train
 
 __all__ = [
+    "AtEnd",
     "Checkpoints",
     "Compensate",
     "Distil",
@@ -41,6 +44,7 @@ __all__ = [
     "Recovery",
     "RecoveryContext",
     "Refit",
+    "Regrow",
     "Reinitialize",
     "Scratch",
     "TrainingRecipe",

@@ -21,8 +21,8 @@ class RecoveryContext:
     how that was trained.
 
     ``recipe`` and ``checkpoints`` are those of the training that is rewound; ``progress`` is called with every row
-    (see `topiarist.recover.train`), the number of steps in all beside it. ``cut`` is the set of units that has just
-    been cut, where one goes after the other.
+    (see `topiarist.recover.train`), the number of steps in all beside it. ``is_last`` says that no cut follows; ``cut``
+    is the set of units that has just been cut, where one goes after the other.
     """
 
     data: Iterable[Any] | None = None
@@ -32,6 +32,7 @@ class RecoveryContext:
     progress: OnStep | None = None
     recipe: TrainingRecipe | None = None
     dense: nn.Module | None = None
+    is_last: bool = True
     cut: Units | None = None
 
     def compared(self, recovery: object) -> tuple[Iterable[Any], nn.Module, Plan | None]:

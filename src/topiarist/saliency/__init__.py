@@ -2,7 +2,7 @@
 
 from topiarist.saliency.activation import Activation
 from topiarist.saliency.apoz import APoZ
-from topiarist.saliency.base import Compensating, Saliency, Slices, needs, score
+from topiarist.saliency.base import Compensating, Saliency, Slices, needs, score, told
 from topiarist.saliency.bn_scale import Scale
 from topiarist.saliency.correlated import Correlated
 from topiarist.saliency.cosine import Cosine
@@ -73,4 +73,5 @@ __all__ = [
     "needs",
     "resolve",
     "score",
+    "told",
 ]

@@ -34,7 +34,7 @@ class Slices:
 
     def __post_init__(self) -> None:
         for tensor in (*self.weights, *self.gradients):
-            if tensor.ndim != 2 or len(tensor) != self.units.num:
+            if tensor.ndim != 2 or tensor.shape[0] != self.units.num:
                 raise InputError(
                     f"slices of {self.units.name!r} have shape (num units={self.units.num}, elements), "
                     f"got {tuple(tensor.shape)}"
@@ -79,6 +79,18 @@ class Compensating(Protocol):
             stats: what the criterion needs, as collected before the cut.
         """
         ...
+
+
+def told(criterion: Saliency, pattern: str | None) -> Saliency:
+    """The criterion, told the ``"n:m"`` of the structure where there is one and it asks: it has ``with_pattern``.
+
+    Example:
+        >>> from topiarist.saliency import OBC
+        >>> told(OBC(), "2:4").pattern, told(OBC(pattern="4:8"), "2:4").pattern
+        ('2:4', '4:8')
+    """
+    tell = getattr(criterion, "with_pattern", None)
+    return criterion if pattern is None or tell is None else tell(pattern)
 
 
 def needs(criterion: Saliency) -> frozenset[Need]:

@@ -68,8 +68,8 @@ class Magnitude:
 
     def _powers(self, weight: Tensor) -> Tensor:
         """The p-th power of every entry, in a tensor of its own."""
-        precise = weight.double()
-        return precise.square() if self.p == 2 else precise.abs()
+        precise = weight.double() if weight.dtype != torch.float64 else weight.clone()
+        return precise.square_() if self.p == 2 else precise.abs_()
 
 
 def _joined(weights: Sequence[Tensor]) -> list[Tensor]:

@@ -49,6 +49,7 @@ _WORDS: dict[str, Callable[[], Saliency]] = {
     "synflow": SynFlow,
     "taylor": Taylor,
     "taylor-example": lambda: Taylor(per="example"),
+    "taylor-change": lambda: Taylor(per="change"),
     "taylor-2016": Taylor2016,
     "taylor-weight": TaylorWeight,
     "fisher": Fisher,

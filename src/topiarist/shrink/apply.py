@@ -78,7 +78,10 @@ def _tensors(model: nn.Module, plan: Plan) -> dict[int, Any]:
             made[id(tensor)] = _like(tensor, _cut(name, tensor.data, slices, kept))
     for tensor in held.values():
         if id(tensor) not in made:
-            copy.deepcopy(tensor, made)
+            if type(tensor) is nn.Parameter:
+                made[id(tensor)] = _like(tensor, tensor.data.clone())
+            else:  # buffers may share memory
+                copy.deepcopy(tensor, made)
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from topiarist.plan import Member, Units
 
 
-def by_unit(tensor: Tensor, member: Member, num: int) -> Tensor:
+def by_unit(tensor: Tensor, member: Member, num: int, known: dict[int, _Place] | None = None) -> Tensor:
     """The entries of one tensor, one row a unit: ``(num units, elements)``.
+
+    ``known`` holds what is worked out of members, by the id of their units, for other tensors along the same axis.
 
     Example:
         >>> by_unit(torch.tensor([[1, 2], [3, 4]]), Member("w", 1, torch.arange(2)), 2)
@@ -23,15 +26,35 @@ def by_unit(tensor: Tensor, member: Member, num: int) -> Tensor:
         return tensor.reshape(num, 1)
     if member.dim is None:
         return _entries_by_unit(tensor, member.unit, num)
-    if len(member.unit) == num and torch.equal(member.unit, torch.arange(num)):  # one a position, as mostly
-        return tensor.movedim(member.dim, 0).reshape(num, -1)
-    positions = torch.argsort(member.unit, stable=True)[int((member.unit < 0).sum()) :]
-    first = int(positions[0]) if len(positions) else 0
-    if torch.equal(positions, torch.arange(first, first + len(positions))):  # in a row, as mostly: no copy of its own
-        part = tensor.narrow(member.dim, first, len(positions))
+    place = (known or {}).get(id(member.unit)) or _place_of(member.unit, num)
+    if known is not None:
+        known[id(member.unit)] = place
+    if place.positions is not None:
+        part = tensor.index_select(member.dim, place.positions.to(tensor.device))
     else:
-        part = tensor.index_select(member.dim, positions.to(tensor.device))
-    return torch.unflatten(part, member.dim, (num, -1)).movedim(member.dim, 0).reshape(num, -1)
+        whole = tensor.shape[member.dim] == place.num
+        part = tensor if whole else tensor.narrow(member.dim, place.first, place.num)
+    if place.num != num:
+        part = torch.unflatten(part, member.dim, (num, -1))
+    return part.movedim(member.dim, 0).reshape(num, -1)
+
+
+class _Place(NamedTuple):
+    """Where units lie along a dimension, those of the first one first: ``num`` positions from ``first`` on, in a row
+    where there are no ``positions``."""
+
+    first: int
+    num: int
+    positions: Tensor | None = None
+
+
+def _place_of(unit: Tensor, num: int) -> _Place:
+    if unit.numel() == num and torch.equal(unit, torch.arange(num)):  # one a position, as mostly
+        return _Place(0, num)
+    positions = torch.argsort(unit, stable=True)[int((unit < 0).sum()) :]
+    first, size = int(positions[0]) if positions.numel() else 0, positions.numel()
+    in_a_row = torch.equal(positions, torch.arange(first, first + size))  # as mostly: no copy of its own
+    return _Place(first, size, None if in_a_row else positions)
 
 
 def _entries_by_unit(tensor: Tensor, unit: Tensor, num: int) -> Tensor:
@@ -61,8 +84,9 @@ def rows_of(
     if members and all(m.unit is not None and m.unit.dim() == 0 for m in members):
         return _rows_of_wholes(members, units.num, tensors)
     weights = tensors if weights is None else weights
+    known: dict[int, _Place] = {}
     return tuple(
-        m.view(weights[m.tensor], tensors[m.tensor]) if m.view else by_unit(tensors[m.tensor], m, units.num)
+        m.view(weights[m.tensor], tensors[m.tensor]) if m.view else by_unit(tensors[m.tensor], m, units.num, known)
         for m in members
     )
 

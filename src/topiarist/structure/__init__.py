@@ -23,6 +23,7 @@ from topiarist.structure.rank import Rank
 from topiarist.structure.rounding import multiple_for
 from topiarist.structure.strided import Strided
 from topiarist.structure.weight import Weight
+from topiarist.structure.width import Width
 from topiarist.structure.words import STRUCTURES, named
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Structure",
     "Vector",
     "Weight",
+    "Width",
     "permute",
     "resolve",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -13,13 +14,27 @@ from topiarist.plan import Member, Units
 _NUM_DIMS_WITHOUT_KERNEL = 2
 
 
-def roles(axes: Axes, units: Sequence[Units], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Per units' name, which tensors of which types of layers the units are cut from, and how many times each.
+@dataclass(frozen=True, eq=False)
+class Roles(Mapping[str, str]):
+    """Per units' name, which tensors of which types of layers the units are cut from, and how many times each; worked
+    out when asked for.
 
     The type of a layer is its class and the size of its kernel; widths do not count (Fang et al. 2024: subgraphs are
     isomorphic where the operations and their connections are).
     """
-    return {u.name: _role(axes, _members(axes, u), tensors) for u in units}
+
+    axes: Axes
+    units: Mapping[str, Units]
+    tensors: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> str:
+        return _role(self.axes, _members(self.axes, self.units[name]), self.tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.units)
+
+    def __len__(self) -> int:
+        return len(self.units)
 
 
 def _members(axes: Axes, units: Units) -> Iterable[Member]:

@@ -19,6 +19,7 @@ from topiarist.structure.pattern import Pattern
 from topiarist.structure.rank import Rank
 from topiarist.structure.strided import Strided
 from topiarist.structure.weight import Weight
+from topiarist.structure.width import Width
 
 STRUCTURES: dict[str, Callable[[], Structure]] = {
     "weight": Weight,
@@ -31,6 +32,8 @@ STRUCTURES: dict[str, Callable[[], Structure]] = {
     "intra-kernel": IntraKernel,
     "channel": Channel,
     "head": Head,
+    "width": Width,
+    "inner": lambda: Width(stream=False),
     "expert": Expert,
     "layer": Layer,
     "rank": Rank,

@@ -12,7 +12,7 @@ from topiarist.graph.rules import named, rule
 
 if TYPE_CHECKING:
     from topiarist.graph.axis import Axis
-    from topiarist.graph.trace import Trace
+    from topiarist.graph.trace import Trace, Tracked
 
 aten = torch.ops.aten
 
@@ -26,25 +26,26 @@ def pointwise(trace: Trace, out: Tensor, operands: Sequence[Any], operator: str,
     tensors = [x for x in operands if isinstance(x, Tensor)]
     if keeps_zero == "all" and any(isinstance(x, (int, float)) and x != 0 for x in operands):
         keeps_zero = False
-    axes = [_unified(trace, tensors, back, operator) for back in range(out.dim(), 0, -1)]
-    zeros = [_zero([_flag(trace, t, back) for t in tensors], keeps_zero) for back in range(out.dim(), 0, -1)]
-    sources = {trace[t].source for t in tensors if t.shape == out.shape} - {None}
+    known = [trace[t] for t in tensors]
+    dims = range(out.dim(), 0, -1)
+    axes = [_unified(trace, known, back, operator) for back in dims]
+    zeros = [_zero([_flag(trace, k, back) for k in known], keeps_zero) for back in dims]
+    sources = {k.source for t, k in zip(tensors, known, strict=True) if k.source and t.shape == out.shape}
     trace.put(out, axes, zeros, source=sources.pop() if len(sources) == 1 else None)
 
 
-def _unified(trace: Trace, tensors: Sequence[Tensor], back: int, operator: str) -> Axis:
+def _unified(trace: Trace, known: Sequence[Tracked], back: int, operator: str) -> Axis:
     """The axis that broadcasting gives the dimension ``back`` from the last."""
     result = trace.graph.one
-    for tensor in tensors:
-        axes = trace[tensor].axes
+    for tracked in known:
+        axes = tracked.axes
         if back <= len(axes) and trace.graph.find(axes[-back]).size != 1:
             result = axes[-back] if result is trace.graph.one else trace.unify(result, axes[-back], operator)
     return result
 
 
-def _flag(trace: Trace, tensor: Tensor, back: int) -> bool | None:
-    """Whether ``tensor`` is zero at a zeroed index of that dimension; None where it is broadcast along it."""
-    tracked = trace[tensor]
+def _flag(trace: Trace, tracked: Tracked, back: int) -> bool | None:
+    """Whether a tensor is zero at a zeroed index of that dimension; None where it is broadcast along it."""
     if back > len(tracked.axes) or trace.graph.find(tracked.axes[-back]).size == 1:
         return None
     return tracked.zero[-back]
@@ -172,7 +173,7 @@ def _where(trace: Trace, out: Tensor, condition: Tensor, a: Any, b: Any) -> None
     pointwise(trace, out, (a, b, condition), "where", False)
     pair = [x for x in (a, b) if isinstance(x, Tensor)]
     zero = all(x == 0 for x in (a, b) if isinstance(x, (int, float)))
-    zeros = [zero and _zero([_flag(trace, t, back) for t in pair], "all") for back in range(out.dim(), 0, -1)]
+    zeros = [zero and _zero([_flag(trace, trace[t], back) for t in pair], "all") for back in range(out.dim(), 0, -1)]
     trace.put(out, trace[out].axes, zeros)
 
 

@@ -61,6 +61,7 @@ def _called(function: Any, trace: Trace, *args: Any) -> tuple[Tensor, ...]:
     """Call a recurrent function, tie its axes, and return what it returns."""
     trace.pin_unsettled("its size is set outside of torch's functions")
     layers = _Layers.of(function, args)
+    trace.skips_steps = True
     if _has_no_values(layers.data):
         out = layers.empty()
     else:
