@@ -77,7 +77,8 @@ def run(name: str, sparsity: float, seed: int, data: Any, chosen: Any) -> dict[s
     left = sum(int(found[n].count_nonzero()) for n in CONVS) / whole
     error = error_rate(tuned.model, data.test)
     return {"error": error, "before": error_rate(plain.model, data.test), "left": left,
-            "bytes": storage(name, sparsity, model, left * whole), "summary": f"{error:.2f} %, {left:.3f} left"}  # fmt: skip
+            "bytes": storage(name, sparsity, model, left * whole),
+            "summary": f"{error:.2f} %, {left:.3f} left"}  # fmt: skip
 
 
 def storage(name: str, sparsity: float, model: nn.Module, num_left: float) -> float:
@@ -118,8 +119,8 @@ def render(table: Table) -> str:
     before = mean_std([c["error"] for k, c in sorted(table.cells.items()) if k.startswith("dense/")])
     text = [
         "# Granularity\n",
-        f"LeNet-5 on MNIST, dense {before}: test error in percentage points with the convolutions pruned, mean ± sample "
-        "standard deviation over seeds; bytes of their values and index. Generated from `granularity.json` by "
+        f"LeNet-5 on MNIST, dense {before}: test error in percentage points with the convolutions pruned, mean ± "
+        "sample standard deviation over seeds; bytes of their values and index. Generated from `granularity.json` by "
         "`python docs/evidence/granularity.py --data ../shared/data`.\n",
     ]
     for sparsity in SPARSITIES:

@@ -76,8 +76,8 @@ def render(table: Table) -> str:
         [
             "# NoiseOut\n",
             "LeNet-300-100 on MNIST, pairs of neurons merged while the accuracy on held-out images stays within half a "
-            "point: the part of the parameters that is left, the widths, and the test error in percentage points; mean ± "
-            "sample standard deviation over seeds. Generated from `noiseout_mnist.json` by "
+            "point: the part of the parameters that is left, the widths, and the test error in percentage points; mean "
+            "± sample standard deviation over seeds. Generated from `noiseout_mnist.json` by "
             "`python docs/evidence/noiseout_mnist.py --data ../shared/data`.\n",
             markdown(["noise outputs", "parameters left", "widths", "error"], rows),
         ]

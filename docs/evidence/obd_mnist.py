@@ -47,7 +47,8 @@ def run(method: str, after: float, seed: int, data: Any, chosen: Any) -> dict[st
     result = topiarist.methods.METHODS[method].run(
         dense(seed, data, chosen), data.example_inputs, budget=topiarist.Budget(sparsity=1 - 2.0**-ROUNDS),
         schedule="exponential", steps=ROUNDS, recover=FineTune(recipe(after, 0.02)) if after else NoRecovery(),
-        data=data.train, loss=F.cross_entropy, evaluate=lambda model: {"error": error_rate(model, data.test)}, **METHODS[method],
+        data=data.train, loss=F.cross_entropy, evaluate=lambda model: {"error": error_rate(model, data.test)},
+        **METHODS[method],
     )  # fmt: skip
     errors = [row["error"] for row in result.curve]
     return {"errors": errors, "error": errors[-1], "summary": ", ".join(f"{e:.2f}" for e in errors)}
@@ -81,8 +82,8 @@ def render(table: Table) -> str:
     return "\n".join(
         [
             "# Optimal Brain Damage and magnitude\n",
-            f"LeNet-300-100 on MNIST, dense {dense_error}: test error in percentage points at growing compression of the "
-            "weights, epochs after each round as said; mean ± sample standard deviation over seeds. Generated from "
+            f"LeNet-300-100 on MNIST, dense {dense_error}: test error in percentage points at growing compression of "
+            "the weights, epochs after each round as said; mean ± sample standard deviation over seeds. Generated from "
             "`obd_mnist.json` by `python docs/evidence/obd_mnist.py --data ../shared/data`.\n",
             markdown(["method", "epochs a round", *(f"{2**n}×" for n in range(1, ROUNDS + 1))], rows),
         ]
