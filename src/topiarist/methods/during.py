@@ -40,7 +40,8 @@ def while_training(
 ) -> PruneResult:
     """Train a copy of ``model`` by ``recipe`` and prune it on the way; ``options`` are those of `topiarist.Pruner`.
 
-    Masks move every ``every`` epochs between the parts ``begin`` and ``end`` of the training; ``recover`` follows.
+    Masks move every ``every`` epochs (once, where that is longer) between the parts ``begin`` and ``end`` of the
+    training; ``recover`` follows.
     ``curve`` has a row per move. The training is one piece: ``folder`` and ``checkpoints`` keep nothing of it.
 
     Raises:
@@ -52,11 +53,8 @@ def while_training(
     num_steps = recipe.num_steps(num_batches)
     if num_steps == 0:
         raise InputError(f"{method} prunes while it trains, and the recipe has no step; try epochs=10")
-    times: dict[str, Any] = {
-        "begin": int(begin * num_steps),
-        "end": int(end * num_steps),
-        "every": max(1, int(every * num_batches)),
-    }
+    first, last = int(begin * num_steps), int(end * num_steps)
+    times: dict[str, Any] = {"begin": first, "end": last, "every": max(1, min(int(every * num_batches), last - first))}
     pruner = Pruner(work, example_inputs, data=data, loss=loss, **times, **options)
     moves: list[Row] = []
     told = as_first_step(on_step)
