@@ -116,6 +116,9 @@ FORMULAS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "a transposed factor": (aten.addmm.default, (_m(4), _m(3, 5), _m(4, 5).t())),
     "kept": (aten.mean.dim, (_m(2, 3, 4), [-1, 1], True)),
     "not kept": (aten.mean.dim, (_m(2, 3, 4), [-1, 0])),
+    "by channel": (aten.mul.Tensor, (_m(2, 3, 4, 5), _m(2, 3, 1, 1))),
+    "a gate": (aten.mul.Tensor, (_m(1, 1, 4, 1), _m(1, 3, 4, 5))),
+    "nothing broadcast": (aten.mul.Tensor, (_m(2, 3), _m(2, 3))),
 }
 UNFIT: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "channels": (aten.convolution.default, (_m(2, 4, 9), _m(6, 4, 3), None, [1], [1], [1], False, [0], 2)),
@@ -124,6 +127,7 @@ UNFIT: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "other factors": (aten.addmm.default, (_m(4), _m(3, 5), _m(4, 5))),
     "no such dimension": (aten.mean.dim, (_m(2, 3), [2])),
     "twice": (aten.mean.dim, (_m(2, 3), [1, -1])),
+    "other sizes": (aten.mul.Tensor, (_m(2, 3), _m(2, 2))),
 }
 
 

@@ -123,6 +123,63 @@ def test_an_answer_that_is_taken_for_none_is_caught(monkeypatch: pytest.MonkeyPa
     assert facts(topiarist.trace(model, x)) != in_both(model, x, monkeypatch)
 
 
+class Step(nn.Module):
+    """A norm that asks for the mode, and what else a test has it do in training mode, if it is ``told`` to."""
+
+    def __init__(self, code: Callable[[Any, Tensor], Tensor], told: bool, width: int = 6) -> None:
+        super().__init__()
+        self.norm, self.aux, self.code, self.told = nn.BatchNorm2d(width), nn.Conv2d(width, width, 1), code, told
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = own_norm(self, h)
+        return self.code(self, h) if self.training and self.told else h
+
+
+def steps(code: Callable[[Any, Tensor], Tensor], *told: bool) -> nn.Module:
+    """Each after a convolution of its own."""
+    parts = [part for each in told for part in (nn.Conv2d(6, 6, 1), Step(code, each))]
+    return nn.Sequential(nn.Conv2d(4, 6, 1), *parts, nn.Conv2d(6, 3, 1))
+
+
+def turned(m: Any, h: Tensor) -> Tensor:
+    """What it returns is the like, and still the channels are pinned for their order."""
+    h.flip(1)
+    return h
+
+
+def num_compared(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[Any]]:
+    """How many modules ran in both modes, and what is known of the axes."""
+    names: list[Any] = []
+    original = traces.Trace.alike
+
+    def alike(self: Any, before: Any, after: Any) -> bool:
+        names.append(self)
+        return bool(original(self, before, after))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(traces.Trace, "alike", alike)
+        found = facts(topiarist.trace(model, torch.zeros(2, 4, 5, 5)))
+    return len(names), found
+
+
+def test_of_one_kind_one_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = steps(turned, False, False, False)
+    assert num_compared(model, monkeypatch) == (1, in_both(model, torch.zeros(2, 4, 5, 5), monkeypatch))
+
+
+def test_what_teaches_something_is_no_example_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = steps(turned, True, True, True)
+    assert num_compared(model, monkeypatch) == (3, in_both(model, torch.zeros(2, 4, 5, 5), monkeypatch))
+
+
+def test_another_attribute_is_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = steps(turned, False, False, True), torch.zeros(2, 4, 5, 5)
+    expected = in_both(model, x, monkeypatch)
+    assert num_compared(model, monkeypatch) == (2, expected)
+    monkeypatch.setattr(traces, "kind_of", lambda module: type(module))  # sabotage: a class is a kind
+    assert num_compared(model, monkeypatch)[1] != expected
+
+
 def test_a_model_that_asks_at_the_top_or_has_its_own_way_to_train_runs_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     class Frozen(nn.BatchNorm2d):
         def train(self, mode: bool = True) -> Any:

@@ -94,25 +94,35 @@ def kind_of(module: nn.Module) -> Hashable:
 
     None where a module holds what cannot be compared.
     """
+    try:
+        return _kind_of(module)
+    except TypeError:
+        return None
+
+
+def _kind_of(module: nn.Module) -> Hashable:
     found: list[Any] = [type(module)]
     for name, value in module.__dict__.items():
         if name in ("_parameters", "_buffers"):
-            found.append(tuple([(key, t if t is None else (t.shape, t.dtype)) for key, t in value.items()]))
+            found.extend([(key, t if t is None else (t.shape, t.dtype)) for key, t in value.items()])
         elif name == "_modules":
-            parts = [(key, part if part is None else kind_of(part)) for key, part in value.items()]
-            if any(kind is None and value[key] is not None for key, kind in parts):
-                return None
-            found.append(tuple(parts))
-        elif isinstance(value, int):
-            found.append((name, type(value) is bool, plain(value)))
-        elif isinstance(value, _COMPARED):
-            found.append((name, value))
-        elif value or not isinstance(value, (tuple, list, dict, set)):
-            return None
+            found.extend([(key, part if part is None else _kind_of(part)) for key, part in value.items()])
+        else:
+            found.append((name, _compared(value)))
     return tuple(found)
 
 
-_COMPARED = (float, str, type(None), FunctionType, BuiltinFunctionType)
+def _compared(value: Any) -> Hashable:
+    """What is compared of an attribute; a size is compared as the number it is."""
+    if isinstance(value, int):
+        return type(value) is bool, plain(value)
+    if isinstance(value, (float, str, type(None), FunctionType, BuiltinFunctionType)):
+        return value
+    if isinstance(value, tuple):
+        return tuple(map(_compared, value))
+    if value or not isinstance(value, (list, dict, set)):
+        raise TypeError(f"a {type(value).__name__} cannot be compared")
+    return ()
 
 
 def _is_plain(module: nn.Module) -> bool:
