@@ -63,14 +63,15 @@ def outcome(chosen: dict[str, str]) -> str:
     torch.manual_seed(0)
     checkpoints = Checkpoints(steps=[0])
     checkpoints.save(0, model, torch.optim.SGD(model.parameters(), lr=0.01))
-    parts: dict[str, Any] = {**chosen, "recover": _recovery(chosen["recover"])}
+    keep = ["head"] if chosen["structure"] == "expert" else ["head", "mixture"]
+    parts: dict[str, Any] = {**chosen, "recover": _recovery(chosen["recover"]), "keep": keep}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = topiarist.prune(
                 model, data[0][0], data=data, loss=F.cross_entropy, budget=_budget(chosen),
                 steps=None if chosen["schedule"] in ("one-shot", "constant-fraction") else 2, recipe=_ONE_EPOCH,
-                checkpoints=checkpoints, keep=["head"], **parts,
+                checkpoints=checkpoints, **parts,
             )  # fmt: skip
     except TopiaristError as refusal:
         return str(refusal)
@@ -78,7 +79,7 @@ def outcome(chosen: dict[str, str]) -> str:
 
 
 def _budget(chosen: dict[str, str]) -> topiarist.Budget | None:
-    if chosen["allocation"].partition(":")[0] in ("threshold", "smallest", "tolerance"):
+    if chosen["allocation"].partition(":")[0] in ("threshold", "smallest", "outliers", "tolerance"):
         return None
     return topiarist.Budget(params=0.9) if chosen["structure"] == "rank" else topiarist.Budget(sparsity=0.3)
 

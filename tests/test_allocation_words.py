@@ -70,12 +70,12 @@ def test_a_recipe_asks_for_a_budget_only_where_one_is_taken():
     assert make({"allocation": "lamp"}).budget == {"sparsity": 0.9}
     assert make({"allocation": "threshold:0.5"}).budget == {}
     assert make({"allocation": "tolerance:0.02"}).budget == {}
-    assert [w for w in WORDS if not takes_budget(w)] == ["threshold", "smallest", "tolerance"]
+    assert [w for w in WORDS if not takes_budget(w)] == ["threshold", "smallest", "outliers", "tolerance"]
     assert [w for w in WORDS if needs_table(w)] == ["sensitivity", "tolerance"]
 
 
 @pytest.mark.parametrize("structure", ["weight", "channel"])
-@pytest.mark.parametrize("word", [w for w in WORDS if w not in ("threshold", "smallest", "sensitivity", "tolerance")])
+@pytest.mark.parametrize("word", [w for w in WORDS if takes_budget(w) and not needs_table(w)])
 def test_every_word_meets_a_budget_of_a_model(word, structure):
     plan = topiarist.plan(NET, X, structure=structure, allocation=word, budget=Budget(params=0.6))
     assert 0.5 < plan.achieved["params"] <= 0.6

@@ -16,6 +16,7 @@ from topiarist.cli.recipe import read
 from topiarist.errors import InputError
 from topiarist.methods import METHODS, gradient_magnitude, magnitude, random_pruning
 from topiarist.methods.base import method, resolve
+from topiarist.recover import Checkpoints, TrainingRecipe
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods"
 
@@ -106,14 +107,75 @@ def test_a_recipe_keeps_what_the_method_is_told_and_no_more(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    ["--method magnitude --options scope=layer --recover fine-tune", "--method lottery-ticket --sparsity 0.36"],
+    [
+        "magnitude --options scope=layer --recover fine-tune",
+        "lottery-ticket --sparsity 0.36",
+        "snip",
+        "movement",
+        "sparsegpt --structure 2:4",
+        "block-drop --sparsity 0.5",
+        "low-rank --params 0.8 --options weighted=true",
+    ],
 )
 def test_a_method_runs_from_the_command_line(tmp_path, options):
-    arguments = f"prune --arch my --epochs 0.5 --threads 1 {options} --out {tmp_path / 'run'}".split()
+    arguments = f"prune --arch my --epochs 0.5 --threads 1 --method {options} --out {tmp_path / 'run'}".split()
     first = CliRunner().invoke(app, arguments)
     assert first.exit_code == 0, first.output
     again = CliRunner().invoke(app, ["prune", "--recipe", str(tmp_path / "run" / "recipe.yaml")])
     assert "complete" in again.output
+
+
+class Residual(nn.Module):
+    """Two residual blocks of convolutions, then a classifier: something to cut for every structure."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.blocks = nn.Sequential(*(Branch() for _ in range(2)))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.two(torch.relu(self.one(x)))
+
+
+BUDGETS = {"two-four": {}, "low-rank": {"params": 0.8}, "block-drop": {"sparsity": 0.5}}
+
+
+@pytest.mark.parametrize("name", [n for n, it in METHODS.items() if it.structure != "tree" and n != "lottery-ticket"])
+def test_every_method_takes_what_the_command_line_hands_over(name):
+    """Data, loss, evaluation, recipe, checkpoints, rows; it meets its budget and leaves the model as it was."""
+    it, model, told = METHODS[name], Residual(), []
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x, checkpoints = torch.randn(12, 1, 6, 6), Checkpoints(steps=[0])
+    checkpoints.save(0, model)
+    unit = BUDGETS.get(name, {"macs": 0.6} if it.structure not in ("weight", "layer") else {"sparsity": 0.5})
+    result = it.run(
+        model,
+        x[:1],
+        budget=topiarist.Budget(**unit) if unit else None,
+        data=[(x, torch.arange(12) % 3)] * 2,
+        loss=F.cross_entropy,
+        evaluate=lambda net: {"accuracy": 0.5},
+        recipe=TrainingRecipe(epochs=1, lr=0.01),
+        checkpoints=checkpoints,
+        folder=None,
+        on_step=told.append,
+    )
+    for key, value in unit.items():
+        assert result.plan.achieved[key] >= value - 0.05 if key == "sparsity" else result.plan.achieved[key] <= value
+    assert result.curve[-1]["accuracy"] == 0.5
+    assert len(told) >= len(result.curve) + len([row for row in result.history if row["lr"]])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_the_model_stays_as_it_was(net):

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ Cell = dict[str, Any]
 class Table:
     """The cells of one experiment, by key."""
 
-    def __init__(self, name: str) -> None:
-        self.path = HERE / f"{name}.json"
+    def __init__(self, name: str, folder: Path = HERE) -> None:
+        self.path = folder / f"{name}.json"
         self.cells: dict[str, Cell] = json.loads(self.path.read_text())["cells"] if self.path.exists() else {}
 
     def run(self, key: str, compute: Callable[[], Cell]) -> Cell:
@@ -43,14 +44,18 @@ def environment() -> dict[str, str]:
 
 
 def arguments(description: str, folder: str) -> argparse.Namespace:
-    """``--data`` (a folder of the data directory, or the data directory itself), ``--threads`` and ``--seeds``."""
+    """``--data`` (a folder of the data directory, or the data directory itself), ``--threads``, ``--seeds`` and
+    ``--quick``: one seed of a small part, with its table in a folder of its own, ``out``."""
     parser = argparse.ArgumentParser(description=description)
     default = os.environ.get("TOPIARIST_DATA", "")
     parser.add_argument("--data", default=default, required=not default, help=f"the folder that holds {folder}/")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="a small part, kept elsewhere, to see that it runs")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    chosen.out = Path(tempfile.mkdtemp()) if chosen.quick else HERE
+    chosen.seeds = 1 if chosen.quick else chosen.seeds
     chosen.folder = str(Path(chosen.data) / folder)
     return chosen
 
@@ -77,3 +82,9 @@ def error_rate(model: torch.nn.Module, batches: Any) -> float:
             wrong += int((model(inputs).argmax(1) != targets).sum())
             num += len(targets)
     return 100 * wrong / num
+
+
+def first(data: Any, num_train: int, num_test: int) -> None:
+    """Leave the first so many examples of in-memory data, in place, to see that a script runs."""
+    for part, num in ((data.train, num_train), (data.test, num_test)):
+        part.inputs, part.targets = part.inputs[:num], part.targets[:num]

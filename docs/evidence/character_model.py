@@ -82,17 +82,18 @@ class Text:
         return rows[:, :-1], rows[:, 1:]
 
 
-def trained(text: Text, seed: int) -> nn.Module:
+def trained(text: Text, seed: int, steps: int = STEPS) -> nn.Module:
     """The model of a seed; trained once and kept beside the runs."""
     torch.manual_seed(seed)
-    model, kept = CharacterModel(len(text.characters)), HERE.parents[1] / "runs" / "evidence" / f"characters-{seed}"
+    name = f"characters-{seed}" if steps == STEPS else f"characters-{seed}-{steps}"
+    model, kept = CharacterModel(len(text.characters)), HERE.parents[1] / "runs" / "evidence" / name
     if kept.exists():
         model.load_state_dict(load_file(kept))
         return model.eval()
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.1)
-    for step in range(STEPS):
-        warm, done = min(1.0, (step + 1) / WARM_UP), step / STEPS
+    for step in range(steps):
+        warm, done = min(1.0, (step + 1) / WARM_UP), step / steps
         optimizer.param_groups[0]["lr"] = LR * warm * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
         inputs, targets = text.batch(text.train, BATCH, generator)
         loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())

@@ -139,6 +139,8 @@ class Budget:
             return Budget(sparsity=removed)
         if self.unit == "compression":
             return Budget(compression=1 / (1 - removed))
+        if removed <= 0:  # a ceiling that the whole model is below stays as high as it is
+            return replace(self, **{self.unit: max(self.value, self._whole())})  # type: ignore[arg-type]
         return replace(self, **{self.unit: (1 - removed) * self._whole()})  # type: ignore[arg-type]
 
     def _whole(self) -> float:

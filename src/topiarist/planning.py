@@ -30,7 +30,7 @@ from topiarist.measure.prediction import Axis, Bench, Prediction
 from topiarist.measure.size import StoredSize
 from topiarist.plan import Budget, Plan, Slice, Units
 from topiarist.saliency import Saliency
-from topiarist.saliency.base import needs, score
+from topiarist.saliency.base import needs, score, told
 from topiarist.saliency.finite import check_finite
 from topiarist.shrink import shrink
 from topiarist.stats import PerParameter, Statistics, Subject, collect, start
@@ -105,7 +105,7 @@ def plan(
     """
     form = structures.resolve(structure, round_to, model)
     planner = Planner.of(model, example_inputs, form, keep, uniform, min_units)
-    criterion = saliencies.resolve(saliency)
+    criterion = planner.criterion(saliency)
     spread = planner.allocation(allocation, criterion, data, loss)
     planner, budget = planner.timed(budget, latency_table, progress)
     return planner.plan(criterion, spread, budget, data=data, loss=loss)
@@ -150,7 +150,7 @@ def sensitivity(
     """
     planner = Planner.of(model, example_inputs, structures.resolve(structure), keep, uniform)
     return planner.analyse(
-        saliencies.resolve(saliency), evaluate, grid, data=data, loss=loss, path=path, progress=progress
+        planner.criterion(saliency), evaluate, grid, data=data, loss=loss, path=path, progress=progress
     )
 
 
@@ -159,7 +159,8 @@ class Planner:
     """A traced model and its units: makes plans, again and again as weights change.
 
     ``excluded`` maps units that may not go to the reason, ``min_units`` says how many stay at least.
-    ``prediction`` is what `timed` found, by ``clock``.
+    ``prediction`` is what `timed` found, by ``clock``. ``dense`` is the model of before any cut, where ``model`` has
+    zeros by now: what is left is a fraction of it.
     """
 
     model: nn.Module
@@ -171,6 +172,7 @@ class Planner:
     min_units: MinUnits | None = None
     prediction: Prediction | None = None
     clock: Clock = wall_clock
+    dense: nn.Module | None = None
 
     @classmethod
     def of(
@@ -189,6 +191,10 @@ class Planner:
             )
         axes = trace(model, example_inputs, uniform)
         return cls(model, axes, structure, keep, example_inputs=example_inputs, min_units=min_units)
+
+    def criterion(self, saliency: str | Saliency) -> Saliency:
+        """The criterion that is meant, told what it asks of the structure."""
+        return told(saliencies.resolve(saliency), getattr(self.structure, "pattern", None))
 
     @cached_property
     def units(self) -> tuple[Units, ...]:
@@ -480,7 +486,10 @@ class Planner:
     @cached_property
     def _whole(self) -> dict[str, float]:
         left = self._physical({}) if self.structure.is_physical else self._sparse({})
-        return {unit: count() for unit, count in left.items() if unit != "peak_memory"}
+        found = {unit: count() for unit, count in left.items() if unit != "peak_memory"}
+        if self.dense is not None and not self.structure.is_physical:
+            found["bytes"] = StoredSize(self.dense).whole
+        return found
 
     @cached_property
     def _whole_peak(self) -> int:

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from torch import nn
 
-from topiarist import saliency as saliencies
 from topiarist import schedule as schedules
 from topiarist import structure as structures
 from topiarist.allocation import Allocation
@@ -88,7 +87,7 @@ class Pruner:
         found = structures.resolve(structure, round_to, model)
         planner = Planner.of(model, example_inputs, found, keep, uniform)
         self._planner = sound_planner(planner, example_inputs)
-        self._saliency = saliencies.resolve(saliency)
+        self._saliency = self._planner.criterion(saliency)
         self._allocation = self._planner.allocation(allocation, self._saliency, data, loss)
         self._schedule = schedules.resolve(schedule)
         self._budget, self._data, self._loss = budget, data, loss
@@ -98,6 +97,11 @@ class Pruner:
         self._plan: Plan | None = None
         if begin == 0 and getattr(self._schedule, "initial", 0.0) > 0:
             self._update(0)
+
+    @property
+    def planner(self) -> Planner:
+        """What makes its plans."""
+        return self._planner
 
     @property
     def plan(self) -> Plan | None:

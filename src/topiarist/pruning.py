@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from topiarist import recover as recoveries
-from topiarist import saliency as saliencies
 from topiarist import schedule as schedules
 from topiarist import structure as structures
 from topiarist.allocation import Allocation, Candidates, fit
@@ -21,10 +20,11 @@ from topiarist.allocation.least import MinUnits
 from topiarist.errors import InputError, ShrinkError
 from topiarist.journal import Journal, Progress
 from topiarist.mask import mask, unmask
-from topiarist.mask.attach import reapply
+from topiarist.mask.attach import active_plan, reapply
 from topiarist.plan import Budget, Plan, Units
 from topiarist.planning import Evaluate, Loss, Planner
 from topiarist.recover import Checkpoints, Recovery, RecoveryContext, TrainingRecipe
+from topiarist.recover.train import Row
 from topiarist.saliency import Compensating, Random, Saliency, check_finite
 from topiarist.schedule import PerLayer, Schedule, may_fall
 from topiarist.shrink import Verification, shrink, verify
@@ -35,6 +35,7 @@ from topiarist.structure.base import parameters_of
 TIMES = "latency.json"  # in the folder of a run
 
 OnStep = Callable[[Mapping[str, float]], None]
+Accept = Callable[[Mapping[str, float]], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,8 @@ def prune(
     min_units: MinUnits | None = None,
     round_to: int | Literal["auto"] | None = None,
     uniform: str | None = None,
-    sequential: bool = False,
+    sequential: bool | Literal["deep-first"] = False,
+    accept: Accept | None = None,
     recipe: TrainingRecipe | None = None,
     checkpoints: Checkpoints | None = None,
     folder: str | Path | None = None,
@@ -90,14 +92,17 @@ def prune(
         schedule: how much at which step: ``"one-shot"``, ``"linear"``, ``"cubic"``, ``"cosine"``, ``"exponential"``,
             ``"constant-fraction"``, ``"one-cycle"``, ``"movement"``, ``"dense-sparse-dense"``, a function
             ``(progress, final) -> fraction removed``, or a dict of them by layer name pattern or type.
-        steps: how many pruning steps; defaults to what the schedule itself asks for, else 1.
+        steps: how many pruning steps; defaults to what the schedule itself asks for, else 1. More than one without a
+            budget is for an allocation that can be asked again (``repeats = True``, as `Outliers`).
         recover: what follows each cut: ``"none"``; without training ``"no-training"``, ``"reconstruct"``,
             ``"compensate"``, ``"recalibrate"``; with it ``"fine-tune"``, ``"distil"``, ``"rewind"``, ``"lr-rewind"``,
             ``"reinitialize"``, ``"scratch-E"``, ``"scratch-B"``; or an object such as ``FineTune(recipe)``.
         data: batches ``(inputs, targets)``, for criteria that need gradients and for recovery.
         sequential: cut one set of units after the other, from the input on, each scored on what those before it have
-            left, with a pass over ``data`` each; statistics are those of one set at a time. Without, all see the whole
-            model.
+            left, with a pass over ``data`` each; statistics are those of one set at a time. ``"deep-first"`` goes
+            from the output on. Without, all see the whole model.
+        accept: called with each row of the curve; a step that it refuses is undone, and the run ends with the one
+            before. What it looks at belongs in ``evaluate``.
         loss: maps outputs and targets to a scalar.
         evaluate: called on the model after each step; what it returns (``{"accuracy": …}``) joins the curve.
         recipe: how the model was trained, for recoveries that replay it.
@@ -122,7 +127,7 @@ def prune(
         Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform, min_units),
         example_inputs,
     )
-    criterion = saliencies.resolve(saliency)
+    criterion = planner.criterion(saliency)
     described = repr(budget)
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -137,14 +142,24 @@ def prune(
         evaluate=evaluate,
         on_step=on_step,
         sequential=sequential,
+        accept=accept,
     )
-    num_steps = _num_steps(steps, run.schedule, budget)
+    num_steps = _num_steps(steps, run.schedule, run.allocation, budget)
     journal = Journal.open(folder, model, run.describe(described, num_steps))
-    work, progress = run.loop(copy.deepcopy(model), budget, num_steps, journal)
+    return finished(run.planner, *run.loop(copy.deepcopy(model), budget, num_steps, journal), example_inputs)
+
+
+def finished(planner: Planner, work: nn.Module, progress: Progress, example_inputs: Any) -> PruneResult:
+    """What a run has made of ``work``, which the plan masks: shrunk and verified where the structure is physical.
+
+    Raises:
+        ShrinkError: the smaller model is not the masked one.
+    """
     plan, checked = progress.plan, None
-    if plan is None:
-        raise InputError("nothing was pruned: steps must be 1 or more")
-    if run.planner.structure.is_physical:
+    if plan is None:  # no step was accepted
+        none = {u.name: torch.zeros(u.num, dtype=torch.bool) for u in planner.units}
+        plan = planner.make(none, achieved=planner.price(none))
+    if planner.structure.is_physical:
         unmask(work, restore=False)
         small = shrink(work, plan, example_inputs)
         checked = verify(work, small, plan, example_inputs)
@@ -152,7 +167,7 @@ def prune(
             raise ShrinkError(f"{checked}; the model is untouched. Please report this model: a rule is wrong")
         work = small
     curve, history, loading = tuple(progress.curve), tuple(progress.history), _loading(work, planner)
-    return PruneResult(work, plan, curve, history, checked, run.planner.excluded, *loading)
+    return PruneResult(work, plan, curve, history, checked, planner.excluded, *loading)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +180,14 @@ class _Run:
     context: RecoveryContext
     evaluate: Evaluate | None
     on_step: OnStep | None
-    sequential: bool = False
+    sequential: bool | str = False
+    accept: Accept | None = None
+
+    def __post_init__(self) -> None:
+        if self.sequential not in (False, True, "deep-first"):
+            raise InputError(f"sequential is True, False or 'deep-first', got {self.sequential!r}")
+        if hasattr(self.recover, "each") and not self.sequential:
+            raise InputError(f"{self.recover} follows each set of units: say sequential=True")
 
     def describe(self, budget: str, num_steps: int) -> dict[str, Any]:
         """What makes two calls the same run; objects are told apart by their repr."""
@@ -178,7 +200,8 @@ class _Run:
             "budget": budget,
             "keep": list(self.planner.keep),
             "num_steps": num_steps,
-            **({"sequential": True} if self.sequential else {}),
+            **({"sequential": self.sequential} if self.sequential else {}),
+            **({} if self.accept is None else {"accept": _describe(self.accept)}),
             **({} if self.planner.min_units is None else {"min_units": repr(self.planner.min_units)}),
             **({} if self.planner.axes.blueprint is None else {"uniform": self.planner.axes.blueprint.name}),
         }
@@ -189,21 +212,24 @@ class _Run:
         """Plan, mask, recover, evaluate, save; from where the journal left off."""
         work, progress = journal.resume(work)
         for step in range(len(progress.curve) + 1, num_steps + 1):
-            planner = replace(self.planner, model=work)
+            planner = replace(self.planner, model=work, dense=self.planner.model)
             amounts_by = self._amounts_by()
             before = progress.plan.masks(work) if progress.plan is not None else {}
             stats = planner.collect(amounts_by, self.context.data, self.context.loss, before)
             way = self.schedule, step / num_steps, progress.plan
             plan = plan_at(planner, amounts_by, self.allocation, budget, *way, stats=stats)
+            earlier = _Earlier.of(work, progress.plan) if self.accept is not None else None
             if may_fall(self.schedule):
                 unmask(work, restore=False)  # what comes back does so as zero
+            progress_of_training = self._training_progress(step, num_steps)
+            context = replace(self.context, progress=progress_of_training, is_last=step == num_steps)
+            rows: list[Row] = []
             if self.sequential:
-                plan = self._cut_in_turn(planner, plan, progress.plan)
+                plan = self._cut_in_turn(planner, plan, progress.plan, context, rows)
             else:
                 self._cut(work, plan, stats)
-            rows = self.recover(
-                work, replace(self.context, plan=plan, progress=self._training_progress(step, num_steps))
-            )
+            rows += self.recover(work, replace(context, plan=plan))
+            plan = active_plan(work) or plan  # a recovery may move the mask
             history = [{**row, "step": step, "batch": row["step"]} for row in rows]
             row = {
                 "step": step,
@@ -211,6 +237,9 @@ class _Run:
                 **plan.achieved,
                 **(self.evaluate(work) if self.evaluate else {}),
             }
+            if earlier is not None and self.accept is not None and not self.accept(row):
+                earlier.restore(work)
+                break
             progress = Progress(plan, (*progress.curve, row), (*progress.history, *history))
             journal.save(work, progress)
             if self.on_step is not None:
@@ -222,13 +251,17 @@ class _Run:
         and one without statistics spares the memory of those of all sets at once."""
         return self.saliency if not self.sequential or needs_scores(self.allocation) else Random()
 
-    def _cut_in_turn(self, planner: Planner, amounts: Plan, before: Plan | None) -> Plan:
-        """Cut one set of units after the other, the first to run first, each scored on what those before it leave; of
-        each goes what ``amounts`` says."""
+    def _cut_in_turn(
+        self, planner: Planner, amounts: Plan, before: Plan | None, context: RecoveryContext, rows: list[Row]
+    ) -> Plan:
+        """Cut one set of units after the other, the first to run first or last, each scored on what those before it
+        leave; of each goes what ``amounts`` says. Where the recovery follows each set, ``rows`` takes its rows."""
         gone = {} if before is None or may_fall(self.schedule) else before.removed
         removed = {u.name: gone.get(u.name, torch.zeros(u.num, dtype=torch.bool)) for u in planner.units}
         plan = amounts
-        for units in sorted(planner.units, key=lambda u: planner.axes.depths.get(u.layer, 0)):
+        each: Recovery | None = getattr(self.recover, "each", None)
+        in_order = sorted(planner.units, key=lambda u: planner.axes.depths.get(u.layer, 0))
+        for units in in_order if self.sequential is True else reversed(in_order):
             if units.step:
                 raise InputError(f"sets of units go in turn, {units.name!r} go with others; try sequential=False")
             alone = {u.name: "it is another's turn" for u in planner.units if u is not units}
@@ -238,6 +271,8 @@ class _Run:
             removed[units.name] = candidates.lowest(units, int(amounts.removed[units.name].count_nonzero())).cpu()
             plan = planner.make(removed, requested=amounts.requested, achieved=amounts.achieved)
             self._cut(planner.model, plan, stats)
+            if each is not None and removed[units.name].any():
+                rows += each(planner.model, replace(context, plan=plan, cut=units))
         return plan
 
     def _cut(self, work: nn.Module, plan: Plan, stats: Statistics) -> None:
@@ -259,6 +294,26 @@ class _Run:
         if on_step is None:
             return None
         return lambda row: on_step({"pruning_step": step, "num_pruning_steps": num_steps, **row})
+
+
+@dataclass(frozen=True, eq=False)
+class _Earlier:
+    """A model as it was before a step, to go back to."""
+
+    tensors: tuple[Tensor, ...]
+    plan: Plan | None
+
+    @classmethod
+    def of(cls, work: nn.Module, plan: Plan | None) -> _Earlier:
+        return cls(tuple(t.detach().clone() for t in (*work.parameters(), *work.buffers())), plan)
+
+    @torch.no_grad()
+    def restore(self, work: nn.Module) -> None:
+        unmask(work, restore=False)
+        for tensor, value in zip((*work.parameters(), *work.buffers()), self.tensors, strict=True):
+            tensor.copy_(value)
+        if self.plan is not None:
+            mask(work, self.plan)
 
 
 def plan_at(
@@ -303,13 +358,13 @@ class _Fractions:
         return {u.name: candidates.lowest(u, share(level * self.by_name[u.name], u.num)) for u in candidates.units}
 
 
-def _num_steps(steps: int | None, schedule: Schedule | PerLayer, budget: Budget | None) -> int:
+def _num_steps(steps: int | None, schedule: Schedule | PerLayer, allocation: Allocation, budget: Budget | None) -> int:
     own = getattr(schedule, "num_steps", None)
     if steps is None:
         steps = int(own(budget.removed)) if own is not None and budget is not None else 1
     if steps < 1:
         raise InputError(f"steps must be 1 or more, got {steps}")
-    if budget is None and steps > 1:
+    if budget is None and steps > 1 and not getattr(allocation, "repeats", False):
         raise InputError(f"{steps} steps need a budget to approach; an allocation with its own amounts takes one step")
     return steps
 

@@ -7,6 +7,7 @@ from topiarist.allocation.global_ import Global
 from topiarist.allocation.isomorphic import Isomorphic
 from topiarist.allocation.knapsack import Knapsack
 from topiarist.allocation.lamp import Lamp
+from topiarist.allocation.outliers import Outliers
 from topiarist.allocation.owl import Owl
 from topiarist.allocation.per_layer import PerLayer
 from topiarist.allocation.sensitivity import Cell, Sensitivity, SensitivityTable, analyse
@@ -25,6 +26,7 @@ __all__ = [
     "Isomorphic",
     "Knapsack",
     "Lamp",
+    "Outliers",
     "Owl",
     "PerLayer",
     "Sensitivity",

@@ -15,6 +15,7 @@ from topiarist.allocation.global_ import Global
 from topiarist.allocation.isomorphic import Isomorphic
 from topiarist.allocation.knapsack import Knapsack
 from topiarist.allocation.lamp import Lamp
+from topiarist.allocation.outliers import Outliers
 from topiarist.allocation.owl import Owl
 from topiarist.allocation.per_layer import PerLayer
 from topiarist.allocation.sensitivity import Sensitivity, SensitivityTable
@@ -37,6 +38,7 @@ _WORDS: dict[str, tuple[Callable[..., Allocation], tuple[type, ...]]] = {
     "knapsack": (Knapsack, (str, int)),
     "threshold": (Threshold, (float,)),
     "smallest": (Smallest, (int, str)),
+    "outliers": (Outliers, (float,)),
     "sensitivity": (Sensitivity, ()),
     "tolerance": (Tolerance, (float,)),
 }

@@ -249,6 +249,8 @@ def _check_same(held: Recipe, asked: Recipe, folder: Path) -> None:
 def _rewound_to(task: Task) -> list[int]:
     """The steps of training whose state the recovery goes back to."""
     method = task.recipe.method
+    if method is not None and resolve(method).untrained:
+        return [0]
     options = {} if method is None else {**resolve(method).options, **task.recipe.method_options}
     recovery = WeightRewind(to_fraction=options["rewind_to"]) if "rewind_to" in options else task.recovery
     if not isinstance(recovery, WeightRewind):

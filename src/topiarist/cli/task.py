@@ -40,6 +40,9 @@ from topiarist.structure import resolve as structure_of
 Loss = Callable[[Any, Any], Tensor]
 
 
+_WITH_COLON = ("structure", "allocation")  # parts whose words have arguments and which name no object
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """What a run works on: made once from the recipe, before anything is computed."""
@@ -142,7 +145,10 @@ class Task:
     def method_options(self) -> dict[str, Any]:
         """What the method is told beyond data and loss."""
         r = self.recipe
-        options = {key: _object(value) if isinstance(value, str) else value for key, value in r.method_options.items()}
+        options = {
+            key: _object(value, SCHEDULES) if isinstance(value, str) and key not in _WITH_COLON else value
+            for key, value in r.method_options.items()
+        }
         if "recover" in options:
             options["recover"] = self.recovery
         told = {"keep": r.keep, "uniform": r.uniform, "round_to": r.round_to}

@@ -26,6 +26,7 @@ class Method:
         structure: what one unit is, in the words of `topiarist.structure`.
         needs: of ``"data"``, ``"gradients"`` and ``"training"`` those it cannot do without.
         when: ``"before"``, ``"during"`` or ``"after"`` training.
+        untrained: it starts from the weights of before the training, which the command line then keeps for it.
         headline: the figure that the paper is known for, with its source where it is not the paper.
     """
 
@@ -36,6 +37,7 @@ class Method:
     when: str
     headline: str
     run: Run
+    untrained: bool = False
 
     @property
     def summary(self) -> str:
@@ -53,7 +55,13 @@ METHODS: dict[str, Method] = {}
 
 
 def method(
-    *, paper: str, structure: str, headline: str, needs: tuple[str, ...] = (), when: str = "after"
+    *,
+    paper: str,
+    structure: str,
+    headline: str,
+    needs: tuple[str, ...] = (),
+    when: str = "after",
+    untrained: bool = False,
 ) -> Callable[[R], R]:
     """List a function among `METHODS`, by its name with hyphens for underscores; the function stays what it is.
 
@@ -66,7 +74,7 @@ def method(
 
     def decorate(run: R) -> R:
         name = run.__name__.replace("_", "-")
-        METHODS[name] = Method(name, paper, structure, needs, when, headline, run)
+        METHODS[name] = Method(name, paper, structure, needs, when, headline, run, untrained)
         return run
 
     return decorate

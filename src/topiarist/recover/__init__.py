@@ -8,34 +8,43 @@ from typing import cast
 from torch import nn
 
 from topiarist.errors import InputError, nearest
+from topiarist.recover.at_end import AtEnd
 from topiarist.recover.base import Recovery, RecoveryContext
 from topiarist.recover.carry import carry_optimizer
 from topiarist.recover.checkpoints import Checkpoints
 from topiarist.recover.compensate import Compensate, compensate
 from topiarist.recover.distil import Distil
 from topiarist.recover.finetune import FineTune
+from topiarist.recover.in_turn import InTurn, Refit
 from topiarist.recover.no_training import NoTraining
+from topiarist.recover.noise_outputs import NoiseOutputs
 from topiarist.recover.none import NoRecovery
 from topiarist.recover.recalibrate import Recalibrate, recalibrate
 from topiarist.recover.recipe import TrainingRecipe
 from topiarist.recover.reconstruct import Reconstruct, reconstruct
+from topiarist.recover.regrow import Regrow
 from topiarist.recover.reinitialize import Reinitialize, reinitialize
 from topiarist.recover.rewind import LRRewind, WeightRewind
 from topiarist.recover.scratch import Scratch
 from topiarist.recover.train import Row, train
 
 __all__ = [
+    "AtEnd",
     "Checkpoints",
     "Compensate",
     "Distil",
     "FineTune",
+    "InTurn",
     "LRRewind",
     "NoRecovery",
     "NoTraining",
+    "NoiseOutputs",
     "Recalibrate",
     "Reconstruct",
     "Recovery",
     "RecoveryContext",
+    "Refit",
+    "Regrow",
     "Reinitialize",
     "Scratch",
     "TrainingRecipe",
@@ -61,6 +70,7 @@ NAMES: dict[str, Callable[[], Recovery]] = {
     "reconstruct": Reconstruct,
     "no-training": NoTraining,
     "distil": Distil,
+    "noise-outputs": NoiseOutputs,
     "scratch-E": Scratch,
     "scratch-B": lambda: Scratch(equal="compute"),
 }

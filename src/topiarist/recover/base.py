@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from topiarist.errors import InputError
-from topiarist.plan import Plan
+from topiarist.plan import Plan, Units
 from topiarist.recover.checkpoints import Checkpoints
 from topiarist.recover.recipe import TrainingRecipe
 from topiarist.recover.train import Loss, OnStep, Row
@@ -21,7 +21,8 @@ class RecoveryContext:
     how that was trained.
 
     ``recipe`` and ``checkpoints`` are those of the training that is rewound; ``progress`` is called with every row
-    (see `topiarist.recover.train`), the number of steps in all beside it.
+    (see `topiarist.recover.train`), the number of steps in all beside it. ``is_last`` says that no cut follows; ``cut``
+    is the set of units that has just been cut, where one goes after the other.
     """
 
     data: Iterable[Any] | None = None
@@ -31,6 +32,8 @@ class RecoveryContext:
     progress: OnStep | None = None
     recipe: TrainingRecipe | None = None
     dense: nn.Module | None = None
+    is_last: bool = True
+    cut: Units | None = None
 
     def compared(self, recovery: object) -> tuple[Iterable[Any], nn.Module, Plan | None]:
         """The data, the dense model and the plan.

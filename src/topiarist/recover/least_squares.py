@@ -16,7 +16,7 @@ from torch import Tensor
 
 RIDGES = (1e-10, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean diagonal of the Gram matrix
 _CHUNK = 8192  # rows at a time
-_ROUNDS = 5  # for a relu: later ones change little
+_ROUNDS = 10  # for a relu: later ones change little
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ lacks, and one that ends in a relu need not fit what the relu cuts off. No label
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -63,13 +63,15 @@ def reconstruct(
     *,
     max_samples: int = 1024,
     ridge: float | None = None,
+    only: Collection[str] | None = None,
     progress: OnStep | None = None,
 ) -> list[Row]:
     """Refit ``model``, in place, to ``original``, the same network before it was cut by ``plan``.
 
     Batches are ``(inputs, targets)`` or inputs alone. What the plan removes stays zero. A weight keeps its values where
     refitting does not lower the error on rows held out (the last quarter of each batch), where it takes part more than
-    once, or where no product with it is seen (recurrent layers, weights that are computed).
+    once, or where no product with it is seen (recurrent layers, weights that are computed). ``only`` are the names of
+    the weights that may be refitted; all by default.
 
     Returns:
         A row per weight: ``step``, ``loss`` (relative square error after), ``before``, and ``lr``, which is 0.
@@ -93,14 +95,15 @@ def reconstruct(
         raise InputError("the data yielded no batch; is the loader empty, or an iterator that is used up?")
     sites = wiring(original, batches[0])
     masks = {} if plan is None else plan.masks(model)
-    seen = {number for site in sites for number in (site.event, site.end, site.partner) if number is not None}
+    turns = [(n, site) for n, site in enumerate(sites) if only is None or site.weight in only]
+    seen = {number for _, site in turns for number in (site.event, site.end, site.partner) if number is not None}
     rows: list[Row] = []
     with runners(original, batches, seen) as dense, runners(model, batches, seen) as pruned:
-        for number, site in enumerate(sites):
+        for number, site in turns:
             job = _Refit(site, model, original, masks.get(site.weight), slot_of(site, sites), ridge)
             errors = job.run([*zip(pruned, dense, strict=True)])
             reapply(model)
-            later = {n for other in sites[number + 1 :] for n in (other.event, other.end, other.partner)}
+            later = {n for at, other in turns if at > number for n in (other.event, other.end, other.partner)}
             for runner in (*dense, *pruned):
                 runner.kept = {n: value for n, value in runner.kept.items() if n in later}
             if errors is not None:

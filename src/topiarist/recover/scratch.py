@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from topiarist.errors import InputError
 from topiarist.mask.attach import reapply
@@ -76,23 +76,25 @@ def draw(model: nn.Module, plan: Plan | None, seed: int = 0) -> None:
     """Draw the weights of ``model``, masked by ``plan``, as the smaller architecture would; in place.
 
     Raises:
-        InputError: a parameter that no ``reset_parameters`` covers (nothing is changed).
+        InputError: a parameter that no ``reset_parameters`` covers, or a plan of ranks, which is no mask of weights
+            (nothing is changed).
     """
-    if plan is None or plan.structure == "weight":
-        reinitialize(model, seed)
-        if plan is not None:
-            _scaled(model, plan, seed)
-    else:
+    if plan is not None and plan.bases:
+        raise InputError("a layer of lower rank cannot be drawn anew as a smaller one; try recover='fine-tune'")
+    if plan is not None and (plan.slices or plan.bypassed):
         small = shrink(model, plan)
         reinitialize(small, seed)
         _embed(model, small, plan.slices)
+    else:
+        reinitialize(model, seed)
+        _scaled(model, {} if plan is None else plan.masks(model), seed)
     reapply(model)
 
 
-def _scaled(model: nn.Module, plan: Plan, seed: int) -> None:
+def _scaled(model: nn.Module, masks: Mapping[str, Tensor], seed: int) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     generator = torch.Generator().manual_seed(seed)
-    for name, removed in plan.removed.items():
+    for name, removed in masks.items():
         weight = parameters[name]
         if weight.dim() > 1:
             num = max(1.0, int((~removed).sum()) / weight.shape[1])
@@ -100,9 +102,12 @@ def _scaled(model: nn.Module, plan: Plan, seed: int) -> None:
 
 
 def _embed(model: nn.Module, small: nn.Module, slices: Mapping[str, tuple[Slice, ...]]) -> None:
-    """Write the tensors of the smaller model to where they were cut from; what was removed is zero."""
+    """Write the tensors of the smaller model to where they were cut from; what was removed is zero, or as it was where
+    a whole module is."""
     inner = tensors_of(small)
     for name, tensor in tensors_of(model).items():
+        if name not in inner:
+            continue
         value, index = inner[name], [torch.arange(n, device=tensor.device) for n in tensor.shape]
         for piece in slices.get(name, ()):
             kept = ~piece.removed.to(tensor.device)

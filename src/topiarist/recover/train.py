@@ -35,6 +35,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     on_step: OnStep | None = None,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    before_step: Callable[[nn.Module], object] | None = None,
 ) -> list[Row]:
     """Train ``model`` in place on ``data`` and return one row per step: ``{"step", "loss", "lr"}``.
 
@@ -42,7 +43,9 @@ def train(
     that step's batch. ``checkpoints`` saves the steps it was made for; on Ctrl-C the step in progress is finished and
     saved too, and ``resume=True`` goes on from the last one saved, optimizer and torch's random state (on the CPU)
     included. ``evaluate`` runs after every epoch and at the end, and what it returns joins that step's row. The model
-    trains in training mode; afterwards every module's mode is what it was.
+    trains in training mode; afterwards every module's mode is what it was. ``before_step`` is called with the model
+    between the gradients and the optimizer's step, as the penalties of `topiarist.mask` are; at ``on_step`` the
+    gradients are still there.
 
     Raises:
         InputError: ``data`` yields nothing or no pairs, or ``start_step`` lies outside the recipe.
@@ -71,7 +74,7 @@ def train(
             for batch in _replay(data, num_batches, start_step, num_steps):
                 lr = recipe.lr_at(step, num_steps)
                 whole = False
-                row: Row = {"step": step, "loss": _step(model, batch, loss, optimizer, lr, step), "lr": lr}
+                row: Row = {"step": step, "loss": _step(model, batch, loss, optimizer, lr, step, before_step), "lr": lr}
                 whole = True
                 step += 1
                 rows.append(row)
@@ -106,7 +109,15 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def _step(model: nn.Module, batch: Any, loss: Loss, optimizer: torch.optim.Optimizer, lr: float, step: int) -> float:
+def _step(
+    model: nn.Module,
+    batch: Any,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    step: int,
+    before_step: Callable[[nn.Module], object] | None,
+) -> float:
     inputs, targets = to_device(as_batch(batch), optimizer.param_groups[0]["params"][0].device)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -119,6 +130,8 @@ def _step(model: nn.Module, batch: Any, loss: Loss, optimizer: torch.optim.Optim
         )
     optimizer.zero_grad()
     value.backward()  # type: ignore[no-untyped-call]
+    if before_step is not None:
+        before_step(model)
     optimizer.step()
     return number
 

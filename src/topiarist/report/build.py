@@ -205,10 +205,13 @@ def _training(rows: Rows) -> Iterator[StepRow]:
 
 
 def _history(series: str, result: Result) -> Iterator[StepRow]:
-    """The training steps of all pruning steps in one count; where nothing was trained, the pruning steps."""
+    """The training steps of all pruning steps, and of step 0 before them, in one count; where nothing was trained, the
+    pruning steps."""
     removed = {int(row["step"]): row["sparsity"] for row in result.curve}
     for count, row in enumerate(result.history):
-        yield StepRow(series=series, step=count, loss=row["loss"], lr=row["lr"], removed=removed[int(row["step"])])
+        yield StepRow(
+            series=series, step=count, loss=row["loss"], lr=row["lr"], removed=removed.get(int(row["step"]), 0.0)
+        )
     if not result.history:
         for row in result.curve:
             yield StepRow(series=series, step=int(row["step"]), loss=row.get("loss"), removed=row["sparsity"])
@@ -255,30 +258,38 @@ class _Layers:
 
     def rows(self, series: str, network: nn.Module) -> Iterator[LayerRow]:
         """Every layer before and after; under a mask, parameters and MACs are those that are not zero."""
-        after = macs(network, self.example_inputs).by_module
+        after, modules = macs(network, self.example_inputs).by_module, dict(network.named_modules())
         for name in self.names:
-            old, new = self.dense.get_submodule(name), network.get_submodule(name)
-            weight = _weight(new)
+            old, new = self.dense.get_submodule(name), _parameters(modules.get(name))
+            weight = _largest(new)
             density = int(weight.count_nonzero()) / max(1, weight.numel())
+            inside = sum(num for each, num in after.items() if each.startswith(f"{name}."))  # two layers for one
             yield LayerRow(
                 series=series,
                 name=name,
                 kind=type(old).__name__,
-                shape_before=tuple(_weight(old).shape),
+                shape_before=tuple(_largest(_parameters(old)).shape),
                 shape_after=tuple(weight.shape),
                 num_before=sum(p.numel() for p in old.parameters(False)),
-                num_after=sum(int(p.count_nonzero()) for p in new.parameters(False)),
+                num_after=sum(int(p.count_nonzero()) for p in new),
                 macs_before=self.macs[name],
-                macs_after=round(after.get(name, 0) * density),
+                macs_after=round(after.get(name, inside) * density),
             )
 
     def histograms(self, network: nn.Module) -> Iterator[Histogram]:
-        """The weights of every layer, before and after in the same bins."""
+        """The weights of every layer, before and after in the same bins; of layers that are gone, before alone."""
+        modules = dict(network.named_modules())
         for name in self.names:
-            before = histogram(_weight(self.dense.get_submodule(name)), layer=name, when="before")
+            before = histogram(_largest(_parameters(self.dense.get_submodule(name))), layer=name, when="before")
             yield before
-            yield histogram(_weight(network.get_submodule(name)), edges=before.edges, layer=name, when="after")
+            if left := _parameters(modules.get(name)):
+                yield histogram(_largest(left), edges=before.edges, layer=name, when="after")
 
 
-def _weight(module: nn.Module) -> Tensor:
-    return max(module.parameters(False), key=Tensor.numel)
+def _parameters(module: nn.Module | None) -> list[Tensor]:
+    """A layer's own parameters, or those of the layers that stand in its place; none where it is gone."""
+    return [] if module is None else list(module.parameters(False)) or list(module.parameters())
+
+
+def _largest(parameters: Sequence[Tensor]) -> Tensor:
+    return max(parameters, key=Tensor.numel, default=torch.zeros(0))

@@ -2,10 +2,11 @@
 
 from topiarist.saliency.activation import Activation
 from topiarist.saliency.apoz import APoZ
-from topiarist.saliency.base import Compensating, Saliency, Slices, needs, score
+from topiarist.saliency.base import Compensating, Saliency, Slices, needs, score, told
 from topiarist.saliency.bn_scale import Scale
 from topiarist.saliency.correlated import Correlated
 from topiarist.saliency.cosine import Cosine
+from topiarist.saliency.filter_norm import FilterNorm
 from topiarist.saliency.finite import check_finite
 from topiarist.saliency.fisher import Fisher
 from topiarist.saliency.flap import Flap
@@ -43,6 +44,7 @@ __all__ = [
     "Compensating",
     "Correlated",
     "Cosine",
+    "FilterNorm",
     "Fisher",
     "Flap",
     "Gate",
@@ -71,4 +73,5 @@ __all__ = [
     "needs",
     "resolve",
     "score",
+    "told",
 ]

@@ -81,6 +81,18 @@ class Compensating(Protocol):
         ...
 
 
+def told(criterion: Saliency, pattern: str | None) -> Saliency:
+    """The criterion, told the ``"n:m"`` of the structure where there is one and it asks: it has ``with_pattern``.
+
+    Example:
+        >>> from topiarist.saliency import OBC
+        >>> told(OBC(), "2:4").pattern, told(OBC(pattern="4:8"), "2:4").pattern
+        ('2:4', '4:8')
+    """
+    tell = getattr(criterion, "with_pattern", None)
+    return criterion if pattern is None or tell is None else tell(pattern)
+
+
 def needs(criterion: Saliency) -> frozenset[Need]:
     """What the criterion needs beyond weights."""
     return frozenset(getattr(criterion, "needs", frozenset()))

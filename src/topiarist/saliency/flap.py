@@ -40,6 +40,11 @@ class Flap:
     standardize: bool = True
     needs: ClassVar[frozenset[Need]] = frozenset({ConsumedFeatures})
 
+    @property
+    def is_comparable(self) -> bool:
+        """Whether scores of different layers compare as they are."""
+        return self.standardize
+
     def __post_init__(self) -> None:
         if self.metric not in _METRICS:
             raise InputError(f"no metric of fluctuation is called {self.metric!r} ({nearest(self.metric, _METRICS)})")

@@ -17,7 +17,8 @@ class BlockInfluence:
     """Block influence (ShortGPT, Men et al. 2024, arXiv:2403.03853): s_i = 1 − E cos(x_i, x_{i+1}).
 
     x_i is what goes into module i, token by token, and x_{i+1} what comes out. For units that are modules, as those of
-    ``structure="layer"`` are; all are scored on the whole model, and the lowest go at once.
+    ``structure="layer"`` are; all are scored on the whole model, and the lowest go at once. Blocks of different classes
+    compare as they are.
 
     Example:
         >>> import torch
@@ -27,6 +28,7 @@ class BlockInfluence:
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Influence})
+    is_comparable: ClassVar[bool] = True
 
     def __call__(self, slices: Slices) -> Tensor:
         turned: Tensor = slices.stats[Influence]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -27,8 +27,8 @@ class OBC:
     and never less than that of the one before in its row, so that a budget over a layer takes each row as far as the
     losses say. After a cut `topiarist.prune` gives what is left the exact least-squares solution.
 
-    With a ``pattern`` n:m (``"2:4"``) no m inputs in a row lose more than m − n weights before all have; the scores of
-    these lie in [−1, 0), those of the rest in [0, 1).
+    With a ``pattern`` n:m (that of the structure unless given) no m inputs in a row lose more than m − n weights before
+    all have; the scores of these lie in [−1, 0), those of the rest in [0, 1).
 
     It costs (inputs)³ a row: for layers of hundreds of inputs; beyond, use `SparseGPT`.
 
@@ -44,6 +44,10 @@ class OBC:
         check_damping(self.damping)
         if self.pattern is not None:
             parse_pattern(self.pattern)
+
+    def with_pattern(self, pattern: str) -> OBC:
+        """The same for a structure n:m, unless a pattern was given."""
+        return self if self.pattern is not None else replace(self, pattern=pattern)
 
     def __call__(self, slices: Slices) -> Tensor:
         weight, gram = layer_of(slices, WeightGrams)

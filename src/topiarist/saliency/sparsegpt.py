@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -23,10 +23,10 @@ class SparseGPT:
     those to its right, ŵ_: ← ŵ_: − ŵ_c / U_cc · U_{c:}, with UᵀU = H⁻¹ and H = E x xᵀ + damping · mean(diag) · I.
 
     What goes is chosen in blocks of ``block`` columns, when the columns before them are done: the ``sparsity`` of
-    lowest w² / U_cc² over all rows, or with a ``pattern`` n:m (``"2:4"``) n of every m inputs stay. Scores of what the
-    algorithm removes lie in [−1, 0), those of the rest in [0, 1): a budget of that same sparsity, shared evenly over
-    layers, removes exactly its choice, and others go by w² / U_cc². `topiarist.prune` then sets the weights that are
-    left to the ones that the algorithm arrives at.
+    lowest w² / U_cc² over all rows, or with a ``pattern`` n:m (that of the structure unless given) n of every m stay.
+    Scores of what the algorithm removes lie in [−1, 0), those of the rest in [0, 1): a budget of that same sparsity,
+    shared evenly over layers, removes exactly its choice, and others go by w² / U_cc². `topiarist.prune` then sets the
+    weights that are left to the ones that the algorithm arrives at.
 
     That is the least-squares solution on what is left where all that goes of a row stands before all that stays, or
     inputs are uncorrelated; elsewhere weights to the left can no longer help, and `OBC` is the exact one.
@@ -50,6 +50,10 @@ class SparseGPT:
             raise InputError(f"a block has 1 column or more, got {self.block!r}; try 128")
         if self.pattern is not None:
             parse_pattern(self.pattern)
+
+    def with_pattern(self, pattern: str) -> SparseGPT:
+        """The same for a structure n:m, unless a pattern was given."""
+        return self if self.pattern is not None else replace(self, pattern=pattern)
 
     def __call__(self, slices: Slices) -> Tensor:
         weight, gram = layer_of(slices, WeightGrams)

@@ -19,7 +19,9 @@ class Taylor:
     Molchanov et al. 2019. The gate multiplies what weights take in of the unit, at all of its uses together, so that
     √s_j is |ΔL| where the loss is linear in it. ``per="batch"`` squares the gradient of a batch's mean loss (the
     published code's method 22), ``per="example"`` that of each example (method 23): with opposite signs in a batch
-    these differ. Scores are not normalised by layer.
+    these differ. ``per="change"`` is the mean over batches of |∂L/∂g_j| itself, |γ ∂L/∂γ + β ∂L/∂β| where a batch norm
+    makes the unit (Shen et al. 2022, HALP): an amount of loss, which adds up over units. Scores are not normalised by
+    layer.
 
     Raises:
         InputError: ``per`` is another word, or no weight takes some units in.
@@ -36,8 +38,8 @@ class Taylor:
     is_comparable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.per not in ("batch", "example"):
-            raise InputError(f"per is 'batch' or 'example', got {self.per!r}")
+        if self.per not in ("batch", "example", "change"):
+            raise InputError(f"per is 'batch', 'example' or 'change', got {self.per!r}")
 
     def __call__(self, slices: Slices) -> Tensor:
         found = moment(slices, self.per)

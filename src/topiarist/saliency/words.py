@@ -12,6 +12,7 @@ from topiarist.saliency.base import Saliency
 from topiarist.saliency.bn_scale import Scale
 from topiarist.saliency.correlated import Correlated
 from topiarist.saliency.cosine import Cosine
+from topiarist.saliency.filter_norm import FilterNorm
 from topiarist.saliency.fisher import Fisher
 from topiarist.saliency.flap import Flap
 from topiarist.saliency.fpgm import GeometricMedian
@@ -39,6 +40,8 @@ _WORDS: dict[str, Callable[[], Saliency]] = {
     "l1": lambda: Magnitude(p=1),
     "l2": lambda: Magnitude(p=2),
     "linf": lambda: Magnitude(p=math.inf),
+    "filter-l1": lambda: FilterNorm(p=1),
+    "filter-l2": lambda: FilterNorm(p=2),
     "group-l2": GroupNorm,
     "gradient": Gradient,
     "snip": Gradient,
@@ -46,6 +49,7 @@ _WORDS: dict[str, Callable[[], Saliency]] = {
     "synflow": SynFlow,
     "taylor": Taylor,
     "taylor-example": lambda: Taylor(per="example"),
+    "taylor-change": lambda: Taylor(per="change"),
     "taylor-2016": Taylor2016,
     "taylor-weight": TaylorWeight,
     "fisher": Fisher,

@@ -13,17 +13,20 @@ from topiarist.stats.cut import by_unit
 from topiarist.stats.statistic import Batch, Statistic, Subject
 from topiarist.stats.uses import Use
 
+_MOMENTS = ("batch", "change", "example", "magnitude")
+
 
 class GateGradients(Statistic):
     """Moments of z_nj = ∂L_n/∂g_j at g = 1, for a gate g_j that multiplies unit j wherever a weight takes it in.
 
     z_nj = Σ x ∂L/∂x over the uses of unit j as an input of a matrix product or convolution, their positions and the
     features that belong to j: for a loss that is a mean over examples, that of example n alone. `of` gives float64
-    tensors of shape (num units,): ``"batch"``, E_B[(mean of z_nj in B)²]; ``"example"``, E_n[z_nj²]; and
-    ``"magnitude"``, E_n |z̄_nj|, where z̄ is the mean over positions and features instead of their sum, summed over uses.
+    tensors of shape (num units,): ``"batch"``, E_B[(mean of z_nj in B)²]; ``"change"``, E_B|mean of z_nj in B|;
+    ``"example"``, E_n[z_nj²]; and ``"magnitude"``, E_n |z̄_nj|, where z̄ is the mean over positions and features
+    instead of their sum, summed over uses.
 
     Units that no weight takes in, as queries and keys that only meet one another, have their gate at the weight that
-    makes them, where Σ y ∂L/∂y over a batch is Σ w ∂L/∂w + b ∂L/∂b: they have ``"batch"`` alone.
+    makes them, where Σ y ∂L/∂y over a batch is Σ w ∂L/∂w + b ∂L/∂b: they have ``"batch"`` and ``"change"`` alone.
     """
 
     watches = "backward"
@@ -73,12 +76,14 @@ class GateGradients(Statistic):
         """From the products of examples to moments."""
         for name, members in self._makers.items():
             signed = torch.stack([self._signed(batch, member, self._num[name]) for member in members]).sum(0)
-            totals = self._totals.setdefault(name, {"batch": torch.zeros_like(signed)})
+            totals = self._totals.setdefault(name, {key: torch.zeros_like(signed) for key in ("batch", "change")})
             totals["batch"] += signed.square()
+            totals["change"] += signed.abs()
         for name, sums in self._sums.items():
             totals = self._totals.setdefault(name, {})
             found = {
                 "batch": sums.sum(0).square(),
+                "change": sums.sum(0).abs(),
                 "example": (sums * batch.size).square().sum(0),
                 "magnitude": (self._means[name] * batch.size).abs().sum(0),
             }
@@ -101,12 +106,12 @@ class GateGradients(Statistic):
         """
         if units.name not in self._totals:
             if not units.members:
-                return {key: torch.zeros(units.num, dtype=torch.float64) for key in ("batch", "example", "magnitude")}
+                return {key: torch.zeros(units.num, dtype=torch.float64) for key in _MOMENTS}
             raise InputError(
                 f"no product with a weight takes in or makes the units of {units.name!r}, so no gate stands there; "
                 f"try saliency='taylor-weight', or keep={units.layer!r}"
             )
-        numbers = {"batch": self._num_batches}
+        numbers = {"batch": self._num_batches, "change": self._num_batches}
         return {key: v / numbers.get(key, self._num_examples) for key, v in self._totals[units.name].items()}
 
 

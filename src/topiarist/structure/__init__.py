@@ -13,6 +13,7 @@ from topiarist.structure.block import Block
 from topiarist.structure.channel import Channel
 from topiarist.structure.expert import Expert
 from topiarist.structure.head import Head
+from topiarist.structure.intra_kernel import IntraKernel
 from topiarist.structure.kernel import Kernel, Vector
 from topiarist.structure.layer import Layer
 from topiarist.structure.nm import NM
@@ -22,6 +23,7 @@ from topiarist.structure.rank import Rank
 from topiarist.structure.rounding import multiple_for
 from topiarist.structure.strided import Strided
 from topiarist.structure.weight import Weight
+from topiarist.structure.width import Width
 from topiarist.structure.words import STRUCTURES, named
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Channel",
     "Expert",
     "Head",
+    "IntraKernel",
     "Kernel",
     "Layer",
     "Pattern",
@@ -40,6 +43,7 @@ __all__ = [
     "Structure",
     "Vector",
     "Weight",
+    "Width",
     "permute",
     "resolve",
 ]

@@ -23,7 +23,8 @@ class Structure(Protocol):
 
     A structure may also have: ``word``, what recipes and plans call it; ``names_amount = True`` where the structure
     itself says how much goes when no budget does; and ``protected(axes, units, scores, gone)``, which says by bool
-    tensors ``(num units,)`` per set which units may not go, given scores and what is gone. A physical structure whose
+    tensors ``(num units,)`` per set which units may not go, given scores and what is gone; ``pattern``, the ``"n:m"``
+    that criteria which choose within groups themselves are told (`topiarist.saliency.told`). A physical structure whose
     units are no indices of axes has ``remaining(axes, units, removed)``, the `Axes` of what is left to pay for, and
     ``rewriting(axes, units, removed, tensors)``, the fields of the `Plan` that say what goes; with ``settled(axes,
     units, removed)`` it takes back what does not pay.

@@ -107,8 +107,9 @@ def _without_first(axes: Axes, names: Sequence[str]) -> list[str]:
 
 
 def gone(units: Sequence[Units], removed: Mapping[str, Tensor]) -> list[str]:
-    """The names of the modules that go."""
-    return [each.modules[i] for each in units for i in removed[each.name].nonzero().flatten().tolist()]
+    """The names of the modules that go; sets that are not named stay whole."""
+    named = (each for each in units if each.name in removed)
+    return [each.modules[i] for each in named for i in removed[each.name].nonzero().flatten().tolist()]
 
 
 def _units(axes: Axes, kind: str, names: Sequence[str]) -> Units:

@@ -51,6 +51,11 @@ class NM:
         """What recipes call it: ``"2:4"``."""
         return f"{self.n}:{self.m}"
 
+    @property
+    def pattern(self) -> str:
+        """What criteria that choose by groups themselves are told."""
+        return self.word
+
     def units(self, axes: Axes, keep: Sequence[str] = ()) -> list[Units]:
         """One set of units per weight of which it is known what its inputs are.
 

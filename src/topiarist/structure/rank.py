@@ -111,7 +111,7 @@ class Rank:
         """The part of a plan that says on which basis each layer is projected."""
         del axes
         bases, left = {}, {}
-        for each in units:
+        for each in (each for each in units if each.name in removed):
             gone = removed[each.name]
             left[each.name] = torch.arange(each.num) >= _num_kept(gone)  # by now components are those that stay
             if bool(gone.any()):

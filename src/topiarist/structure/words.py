@@ -11,6 +11,7 @@ from topiarist.structure.block import Block
 from topiarist.structure.channel import Channel
 from topiarist.structure.expert import Expert
 from topiarist.structure.head import Head
+from topiarist.structure.intra_kernel import IntraKernel
 from topiarist.structure.kernel import Kernel, Vector
 from topiarist.structure.layer import Layer
 from topiarist.structure.nm import NM
@@ -18,6 +19,7 @@ from topiarist.structure.pattern import Pattern
 from topiarist.structure.rank import Rank
 from topiarist.structure.strided import Strided
 from topiarist.structure.weight import Weight
+from topiarist.structure.width import Width
 
 STRUCTURES: dict[str, Callable[[], Structure]] = {
     "weight": Weight,
@@ -27,8 +29,11 @@ STRUCTURES: dict[str, Callable[[], Structure]] = {
     "vector": Vector,
     "pattern": Pattern,
     "strided": Strided,
+    "intra-kernel": IntraKernel,
     "channel": Channel,
     "head": Head,
+    "width": Width,
+    "inner": lambda: Width(stream=False),
     "expert": Expert,
     "layer": Layer,
     "rank": Rank,
@@ -37,11 +42,12 @@ _SIZED: dict[str, Callable[..., Structure]] = {
     r"(\d+):(\d+)": NM,
     r"block:(\d+)x(\d+)": Block,
     r"strided:(\d+)": Strided,
+    r"intra-kernel:(\d+)x(\d+)": IntraKernel,
 }
 
 
 def named(word: str) -> Structure:
-    """The structure that a word means: a name, ``"n:m"``, ``"block:RxC"`` or ``"strided:S"``.
+    """The structure that a word means: a name, ``"n:m"``, ``"block:RxC"``, ``"strided:S"`` or ``"intra-kernel:ExS"``.
 
     Raises:
         InputError: no structure is called so, or its sizes make no sense.
@@ -55,7 +61,7 @@ def named(word: str) -> Structure:
     for pattern, make in _SIZED.items():
         if found := re.fullmatch(pattern, word):
             return make(*map(int, found.groups()))
-    words = [*STRUCTURES, "4:8", "block:4x4", "strided:2"]
+    words = [*STRUCTURES, "4:8", "block:4x4", "strided:2", "intra-kernel:4x8"]
     raise InputError(f"unknown structure {word!r} ({nearest(word, words)})")
 
 

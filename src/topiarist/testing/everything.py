@@ -31,9 +31,14 @@ class _Mixture(nn.Module):
     def __init__(self, width: int, num_experts: int = 4, num_chosen: int = 2) -> None:
         super().__init__()
         self.router = nn.Linear(width, num_experts)
-        self.up = nn.Parameter(torch.randn(num_experts, width, width) / width**0.5)
-        self.down = nn.Parameter(torch.randn(num_experts, width, width) / width**0.5)
+        self.up = nn.Parameter(torch.empty(num_experts, width, width))
+        self.down = nn.Parameter(torch.empty(num_experts, width, width))
         self.num_chosen = num_chosen
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for stack in (self.up, self.down):
+            nn.init.normal_(stack, std=stack.shape[-1] ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         share, chosen = self.router(x).softmax(-1).topk(self.num_chosen)

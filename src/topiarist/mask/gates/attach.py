@@ -96,6 +96,17 @@ class Gates(nn.Module):
                 parameter.mul_(spread(self[units.name].deterministic(), member, parameter, 1.0))
         self.detach()
 
+    @torch.no_grad()
+    def factors(self) -> dict[str, Tensor]:
+        """What each gated weight is multiplied by in evaluation mode, by its name; broadcasts against the weight."""
+        parameters = dict(self._replaced.model.named_parameters(remove_duplicate=False))
+        found: dict[str, Tensor] = {}
+        for units in self.units:
+            for member in self._members[units.name]:
+                z = spread(self[units.name].deterministic(), member, parameters[member.tensor], 1.0)
+                found[member.tensor] = z * found[member.tensor] if member.tensor in found else z
+        return found
+
     def penalty(self) -> Tensor:
         """The sum of the gates' own penalties, a scalar."""
         return torch.stack([self[units.name].penalty() for units in self.units]).sum()

@@ -25,6 +25,10 @@ class Gate(nn.Module, ABC):
     def deterministic(self) -> Tensor:
         """z in evaluation mode; no gradient goes through."""
 
+    def soft(self) -> Tensor:
+        """z in evaluation mode of units that are kept whatever their number; no gradient goes through."""
+        return self.deterministic()
+
     def penalty(self) -> Tensor:
         """What to add to the loss for the gates to close, a scalar: E‖z‖₀ unless the gate has a term of its own."""
         return self.expected_l0().sum()

@@ -69,5 +69,10 @@ class HardConcrete(Gate):
             return stretched.clamp(0, 1)
         num = len(self.log_alpha)
         num_zero = round(num - float(self.expected_l0().sum()))
-        soft = torch.sigmoid(0.8 * self.log_alpha / self.beta)
+        soft = self.soft()
         return soft.index_fill(0, torch.argsort(soft, stable=True)[:num_zero], 0)
+
+    @torch.no_grad()
+    def soft(self) -> Tensor:
+        """σ(0.8 log α / β): what ``exact_count`` leaves of those that are not zero."""
+        return torch.sigmoid(0.8 * self.log_alpha / self.beta)

@@ -1,0 +1,325 @@
+"""Channels chosen for each sample: a network that skips, example by example, what this example does not need.
+
+Chen et al. 2019, "Self-adaptive network pruning": before each convolution a small network looks at what it reads and
+says which of its outputs are worth computing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from topiarist.errors import InputError
+from topiarist.graph import Axes
+from topiarist.mask.units import units_in
+from topiarist.outputs import tensors_in
+from topiarist.plan import Member, Units
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LAYERS = (nn.Linear, *_CONVOLUTIONS)
+_LEAST_HIDDEN = 8  # of fewer all may be dead at first
+_OPEN = 1.28  # the logit at which noise of N(0, 1) leaves 0.9 of the channels open
+
+
+class Decision(nn.Module):
+    """b = 1[s > θ], s = W₂ relu(W₁ GAP(x)): which of ``num_out`` channels are computed for each sample.
+
+    In training noise is added to s, half of the samples see σ′(s) = clip(1.2 σ(s) − 0.1, 0, 1) and the others b, and
+    the gradient is that of σ′ (Kaiser and Bengio 2018, improved semantic hashing). One channel at least, that of the
+    largest s, is open. ``units`` names what is decided on, ``current`` is what was decided last: floats
+    (samples, num_out).
+    """
+
+    threshold: Tensor
+
+    def __init__(self, units: str, num_in: int, num_out: int, reduction: int) -> None:
+        super().__init__()
+        self.units = units
+        hidden = max(_LEAST_HIDDEN, num_in // reduction)
+        self.squeeze, self.excite = nn.Linear(num_in, hidden), nn.Linear(hidden, num_out)
+        nn.init.constant_(self.excite.bias, _OPEN)
+        self.register_buffer("threshold", torch.zeros(()))
+        self.always_open = False
+        self.current = torch.ones(0, num_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is decided for x, (samples, num_in, …): floats (samples, num_out), 0 and 1 but for training."""
+        saliency = self.excite(F.relu(self.squeeze(x.flatten(2).mean(2) if x.ndim > 2 else x))) - self.threshold
+        if self.always_open:
+            self.current = torch.ones_like(saliency)
+        elif self.training:
+            noisy = saliency + torch.randn_like(saliency)
+            soft = (1.2 * noisy.sigmoid() - 0.1).clamp(0, 1)
+            hard = _opened(noisy) + (soft - soft.detach())  # exactly 0 or 1
+            self.current = torch.where(torch.rand(len(x), 1, device=x.device) < 0.5, soft, hard)
+        else:
+            self.current = _opened(saliency)
+        return self.current
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "current": self.current.detach()}  # a copy has no part in the graph of the last call
+
+    @property
+    def num_macs(self) -> int:
+        """Its own multiply–accumulates, a sample."""
+        return self.squeeze.weight.numel() + self.excite.weight.numel()
+
+
+def _opened(saliency: Tensor) -> Tensor:
+    largest = F.one_hot(saliency.argmax(1), saliency.shape[1]).bool()
+    return ((saliency > 0) | largest).to(saliency.dtype)
+
+
+class AdaptiveLayer(nn.Module):
+    """A linear layer or convolution that reads only open channels, and makes only those that its decision opens.
+
+    Closed channels are multiplied by zero where they are read, after norms and activations. For a single sample in
+    evaluation mode they are not computed: the weights of open channels are taken out, and what is not made is zero.
+    As many closed ones are computed along, and not read, as make a multiple of ``round_to``: kernels like these, and
+    are made anew for every number that they have not met.
+
+    Args:
+        layer: the layer.
+        decides: which of its outputs are made; None for all.
+        reads: the decisions on its inputs, each with the channel that every input belongs to, −1 for none.
+        num_macs: its multiply–accumulates, a sample.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        decides: Decision | None,
+        reads: Sequence[tuple[Decision, Tensor]],
+        num_macs: float,
+        round_to: int = 1,
+    ) -> None:
+        super().__init__()
+        self.layer, self.decides, self.round_to = layer, decides, round_to
+        self.reads = tuple(reads)  # modules of other layers: a tuple does not make them submodules of this one
+        self.num_macs = num_macs
+        self.share = torch.ones(0)  # of the multiply–accumulates, by sample, the last time
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer's own."""
+        opened = self._opened(x)
+        if not self.training and len(x) == 1:
+            return self._skipping(x, opened)
+        if opened is not None:
+            x = x * self._along(opened, x)
+        made = None if self.decides is None else self.decides(x)
+        self._count(opened, made, x)
+        out: Tensor = self.layer(x)
+        return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "share": self.share.detach()}
+
+    def _opened(self, x: Tensor) -> Tensor | None:
+        """Whether each input is open: floats (samples, inputs)."""
+        opened: Tensor | None = None
+        for decision, unit in self.reads:
+            unit = unit.to(x.device)
+            factor = torch.where(unit >= 0, decision.current[:, unit.clamp(min=0)], 1.0)
+            opened = factor if opened is None else opened * factor
+        return opened
+
+    def _along(self, opened: Tensor, x: Tensor) -> Tensor:
+        between = [1] * (x.ndim - 2)
+        last = isinstance(self.layer, nn.Linear)
+        return opened.view(len(x), *between, -1) if last else opened.view(len(x), -1, *between)
+
+    def _count(self, opened: Tensor | None, made: Tensor | None, x: Tensor) -> None:
+        share = torch.ones(len(x), dtype=x.dtype, device=x.device)
+        for part in (opened, made):
+            share = share if part is None else share * self._part(part)
+        self.share = share
+
+    def _part(self, opened: Tensor) -> Tensor:
+        """The part of the channels that is computed, by sample; in training without rounding, for its gradient."""
+        if self.training:
+            return opened.mean(1)
+        rounded = (opened.sum(1) / self.round_to).ceil() * self.round_to
+        return rounded.clamp(max=opened.shape[1]) / opened.shape[1]
+
+    def _computed(self, opened: Tensor) -> Tensor:
+        """The channels to compute: those that are open, and the first closed ones up to a multiple."""
+        there = opened.nonzero().flatten()
+        more = -len(there) % self.round_to
+        return torch.cat((there, (opened == 0).nonzero().flatten()[:more])) if more else there
+
+    def _skipping(self, x: Tensor, opened: Tensor | None) -> Tensor:
+        layer: Any = self.layer
+        weight, bias, dim = layer.weight, layer.bias, x.ndim - 1 if isinstance(layer, nn.Linear) else 1
+        made = None if self.decides is None else self.decides(x if opened is None else x * self._along(opened, x))
+        self._count(opened, made, x)
+        if made is not None:
+            rows = self._computed(made[0])
+            weight, bias = weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
+        if opened is not None:
+            columns = self._computed(opened[0])
+            x, weight = x.index_select(dim, columns), weight.index_select(1, columns)
+            x = x * self._along(opened.index_select(1, columns), x)
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, weight, bias)
+        out: Tensor = layer._conv_forward(x, weight, bias)
+        if made is None:
+            return out
+        whole = out.new_zeros(1, made.shape[1], *out.shape[2:])
+        return whole.index_copy(1, rows, out)
+
+
+class SelfAdaptive(nn.Module):
+    """A copy of ``model`` whose convolutions decide, sample by sample, which channels they compute.
+
+    Every channel axis is decided on that a single convolution makes and that only linear layers and convolutions read,
+    so that a channel that is not computed is one that is zero; others, those of residual streams among them, stay
+    whole. `cost` says what the last call took.
+
+    Args:
+        reduction: how many times fewer hidden units a decision has than it reads channels; it has 8 at least.
+        keep: patterns of modules whose channels are always computed.
+        round_to: at batch 1 as many channels are computed as make a multiple of this; see `AdaptiveLayer`.
+
+    Raises:
+        InputError: the model has no such axis, ``keep`` matches nothing, or a number is below 1.
+        TraceError: the model does not run on ``example_inputs``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+        >>> adaptive = SelfAdaptive(net, torch.zeros(1, 1, 6, 6)).eval()
+        >>> x = torch.rand(3, 1, 6, 6)
+        >>> with adaptive.opened():
+        ...     bool(torch.allclose(adaptive(x), net(x)))
+        True
+        >>> adaptive(x).shape, adaptive.cost().shape
+        (torch.Size([3, 2]), torch.Size([3]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        reduction: int = 8,
+        keep: Sequence[str] = (),
+        round_to: int = 8,
+    ) -> None:
+        super().__init__()
+        if reduction < 1 or round_to < 1:
+            raise InputError(f"reduction and round_to are 1 or more, got {reduction!r} and {round_to!r}")
+        axes, units = units_in(model, example_inputs, "channel", keep)
+        self.model = copy.deepcopy(model)
+        modules = dict(self.model.named_modules())
+        chosen = [u for u in units if not u.step and _can_decide(axes, u, modules)]
+        if not chosen:
+            raise InputError("no convolution makes channels that only layers read; there is nothing to skip")
+        batch = len(tensors_in(example_inputs)[0])
+        macs = {name: number / batch for name, number in axes.macs_by_tensor().items()}
+        self._whole = axes.num_macs() / batch
+        decisions = {units.name: _decision(axes, units, modules, reduction) for units in chosen}
+        for name in _layers_of(axes, chosen):
+            made = next((u for u in chosen if _layer(axes.makers(u.name)[0]) == name), None)
+            reads = [(decisions[u.name], m.unit) for u in chosen for m in axes.readers(u.name) if _layer(m) == name]
+            adaptive = AdaptiveLayer(
+                modules[name],
+                None if made is None else decisions[made.name],
+                [(decision, unit) for decision, unit in reads if unit is not None],
+                macs.get(f"{name}.weight" if name else "weight", 0.0),
+                round_to,
+            )
+            _replace(self, f"model.{name}", adaptive.train(modules[name].training))
+        self.to(next(model.parameters()).device)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns."""
+        return self.model(*args, **kwargs)
+
+    @property
+    def layers(self) -> list[AdaptiveLayer]:
+        """The layers that decide, or read what is decided on."""
+        return [module for module in self.modules() if isinstance(module, AdaptiveLayer)]
+
+    @property
+    def decisions(self) -> dict[str, Decision]:
+        """The decisions by the units that they are on."""
+        found = (layer.decides for layer in self.layers)
+        return {decision.units: decision for decision in found if decision is not None}
+
+    def cost(self) -> Tensor:
+        """Multiply–accumulates of the last call, those of decisions included, over those of the model it was made of:
+        floats (samples,); autograd goes through."""
+        adaptive = sum(layer.num_macs for layer in self.layers)
+        own = sum(decision.num_macs for decision in self.decisions.values())
+        parts = torch.stack([layer.num_macs * layer.share for layer in self.layers]).sum(0)
+        return (parts + (self._whole - adaptive) + own) / self._whole
+
+    def shift(self, threshold: float) -> None:
+        """Set θ of every decision: the higher, the less is computed."""
+        for decision in self.decisions.values():
+            decision.threshold.fill_(threshold)
+
+    @contextmanager
+    def opened(self) -> Iterator[SelfAdaptive]:
+        """All channels open inside the ``with``: the network is the one that it was made of."""
+        for decision in self.decisions.values():
+            decision.always_open = True
+        try:
+            yield self
+        finally:
+            for decision in self.decisions.values():
+                decision.always_open = False
+
+
+def _layer(member: Member) -> str:
+    return member.tensor.rpartition(".")[0]
+
+
+def _can_decide(axes: Axes, units: Units, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether one convolution makes the units, and all that reads them are layers that can leave inputs out."""
+    makers, readers = axes.makers(units.name), axes.readers(units.name)
+    if len(makers) != 1 or not readers or axes.why_inexact(units.name):
+        return False
+    whole = makers[0].unit is not None and torch.equal(makers[0].unit, torch.arange(units.num))
+    return (
+        whole
+        and _is_plain(axes, makers[0], 0, modules, _CONVOLUTIONS)
+        and all(_is_plain(axes, m, 1, modules, _LAYERS) for m in readers)
+    )
+
+
+def _is_plain(
+    axes: Axes, member: Member, dim: int, modules: Mapping[str, nn.Module], kinds: tuple[type[nn.Module], ...]
+) -> bool:
+    """Whether a member is that dimension of the weight of a stock layer without groups, which alone uses it, once."""
+    name = _layer(member)
+    tied = axes.tensors[member.tensor].tied_to or any(i.tied_to == member.tensor for i in axes.tensors.values())
+    uses = [cost for cost in axes.costs if cost.tensor == member.tensor]
+    return (
+        type(modules[name]) in kinds
+        and getattr(modules[name], "groups", 1) == 1
+        and member.dim == dim
+        and not tied
+        and bool(name)
+        and len(uses) == 1
+    )
+
+
+def _decision(axes: Axes, units: Units, modules: Mapping[str, nn.Module], reduction: int) -> Decision:
+    layer: Any = modules[_layer(axes.makers(units.name)[0])]
+    return Decision(units.name, layer.in_channels, units.num, reduction)
+
+
+def _layers_of(axes: Axes, chosen: Sequence[Units]) -> list[str]:
+    members = [m for units in chosen for m in (*axes.makers(units.name), *axes.readers(units.name))]
+    return sorted({_layer(member) for member in members}, key=lambda name: axes.depths[name])
+
+
+def _replace(model: nn.Module, name: str, by: nn.Module) -> None:
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, by)
