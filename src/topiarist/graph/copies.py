@@ -113,10 +113,11 @@ def named_modules(model: nn.Module, remove_duplicate: bool = True) -> list[tuple
     left = [("", model)]
     while left:
         name, module = left.pop()
-        if remove_duplicate and id(module) in seen:
-            continue
-        if len(found) - len(seen) > _MOST_NAMES:
-            raise RecursionError("a module holds itself")
+        if id(module) in seen:
+            if remove_duplicate:
+                continue
+            if len(found) - len(seen) > _MOST_NAMES:
+                raise RecursionError("a module holds itself")
         seen.add(id(module))
         found.append((name, module))
         parts = module._modules

@@ -21,6 +21,7 @@ from torch import nn
 from topiarist.graph.copies import named_modules
 from topiarist.graph.sizes import plain
 
+_INTERNAL = frozenset(nn.Module().__dict__)
 _INDIFFERENT = frozenset(f.__code__ for f in (nn.modules.batchnorm._BatchNorm.forward, nn.Dropout.forward))
 
 
@@ -107,7 +108,7 @@ def _kind_of(module: nn.Module) -> Hashable:
             found.extend([(key, t if t is None else (t.shape, t.dtype)) for key, t in value.items()])
         elif name == "_modules":
             found.extend([(key, part if part is None else _kind_of(part)) for key, part in value.items()])
-        else:
+        elif value or name not in _INTERNAL:
             found.append((name, _compared(value)))
     return tuple(found)
 
