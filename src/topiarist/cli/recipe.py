@@ -196,7 +196,7 @@ def read(path: Path | None, given: Mapping[str, Any]) -> Recipe:
         >>> read(None, {"sparsty": 0.9})
         Traceback (most recent call last):
         ...
-        topiarist.errors.InputError: no option is called 'sparsty' (nearest: sparsity, params, std)
+        topiarist.errors.InputError: no option is called 'sparsty' (nearest: sparsity, params, peak_memory)
     """
     options = {} if path is None else _load(path)
     for group in _ALTERNATIVES:
