@@ -3,6 +3,8 @@
 #   make test    install, then the tests         (make test ARGS="tests/test_cli.py -x")
 #   make check   linter, formatter and type checker
 #   make bench   the benchmarks, as ratios measured in one interleaved run
+#   make evidence        every experiment of bench/experiments on real data (DATA=…): many hours, resumable
+#   make evidence-quick  what of it ends in minutes, in a folder of its own
 #   make zoo     every model of torchvision, timm and transformers through trace, shrink and proof: hours, resumable
 #   make tenth   a fixed tenth of these, compared with the committed rows; both in an environment of their own
 #   make docs    regenerate docs/cli.md from the commands themselves
@@ -14,8 +16,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 ARGS ?=
+DATA ?= ../shared/data
 
-.PHONY: demo test check bench docs zoo tenth
+.PHONY: demo test check bench docs evidence evidence-quick zoo tenth
 
 demo: $(STAMP)
 	$(BIN)/topiarist demo $(ARGS)
@@ -30,6 +33,14 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+evidence: .venv-zoo/.installed
+	@set -e; for script in $$(grep -l '^def main' bench/experiments/*.py); do echo "== $$script"; \
+		.venv-zoo/bin/python $$script $$(grep -q 'arguments(' $$script && echo "--data $(DATA)") $(ARGS); done
+
+evidence-quick: $(STAMP)
+	@set -e; for script in $$(grep -l 'quick' bench/experiments/*.py | grep -v cells); do echo "== $$script"; \
+		$(BIN)/python $$script --data $(DATA) --quick $(ARGS); done
 
 zoo: .venv-zoo/.installed
 	.venv-zoo/bin/python zoo/run.py torchvision timm transformers $(ARGS)

@@ -1,4 +1,4 @@
-"""The tables of docs/evidence say what their data say."""
+"""The tables of bench/experiments say what their data say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence"
+EVIDENCE = Path(__file__).parents[1] / "bench" / "experiments"
 TABLES = sorted(path.stem for path in EVIDENCE.glob("*.json"))
 
 

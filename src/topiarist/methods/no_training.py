@@ -15,7 +15,7 @@ from topiarist.pruning import PruneResult, prune
     "batch norms, whichever comes closest to the dense model",
     structure="inner",
     needs=("data",),
-    headline="none: a composition of this library; figures in docs/evidence/no_training.md",
+    headline="none: a composition of this library; figures in bench/experiments/no_training.md",
 )
 def no_training(
     model: nn.Module, example_inputs: Any, *, structure: Any = "inner", saliency: Any = "l2", **options: Any

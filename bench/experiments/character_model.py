@@ -1,6 +1,6 @@
 """A character model on Shakespeare: magnitude, Wanda and SparseGPT, one-shot, at half the weights and at 2:4.
 
-    python docs/evidence/character_model.py --data ../shared/data
+    python bench/experiments/character_model.py --data ../shared/data
 
 A transformer of four blocks is trained here on nine tenths of the text; the loss is that on the last tenth.
 """
@@ -163,7 +163,7 @@ def render(table: Table) -> str:
         f"but the last loses half of its weights; {NUM_CALIBRATION} sequences of the training text calibrate. *In "
         "turn* means that layers see inputs from those already pruned. Loss in nats a character, accuracy of the next "
         "one in percentage points, on text not seen. Generated from `character_model.json` by "
-        "`python docs/evidence/character_model.py --data ../shared/data`.\n\n"
+        "`python bench/experiments/character_model.py --data ../shared/data`.\n\n"
     )
     header = ["criterion", "loss, sparsity 0.5", "accuracy, sparsity 0.5", "loss, 2:4", "accuracy, 2:4"]
     return text + markdown(header, rows)

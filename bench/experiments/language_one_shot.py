@@ -1,6 +1,6 @@
 """A character model on Shakespeare, one shot and without training: six methods at equal size.
 
-    python docs/evidence/language_one_shot.py --data ../shared/data
+    python bench/experiments/language_one_shot.py --data ../shared/data
 
 The models are those of `character_model.py`. Every method leaves the same part of the parameters, what three and what
 two of the four blocks have with the embeddings: single weights (magnitude, Wanda, SparseGPT), heads and hidden channels
@@ -94,7 +94,7 @@ def render(table: Table) -> str:
         "calibrate, nothing is trained. Single weights that are removed count as such: their models are as large in "
         "memory as before, those of the lower four rows are smaller. Loss in nats a character on text not seen. "
         "Generated from `language_one_shot.json` by "
-        "`python docs/evidence/language_one_shot.py --data ../shared/data`.\n\n"
+        "`python bench/experiments/language_one_shot.py --data ../shared/data`.\n\n"
     ) + markdown(header, rows)
 
 

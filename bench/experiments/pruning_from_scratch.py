@@ -1,6 +1,6 @@
 """Pruning from Scratch on Fashion-MNIST and CIFAR-10 (JPEG): widths from random weights against a trained, pruned net.
 
-    python docs/evidence/pruning_from_scratch.py --data ../shared/data
+    python bench/experiments/pruning_from_scratch.py --data ../shared/data
 
 At half the MACs of a small VGG: widths by gates on random weights, then as many epochs from scratch as the other way
 has in all; the dense net trained, pruned by the norms of its channels and fine-tuned; uniform widths from scratch. What
@@ -116,8 +116,8 @@ def render(table: Table) -> str:
         [
             "# Pruning from Scratch\n",
             "A VGG of six convolutions at half its MACs: test error in percentage points, the part of the MACs, and "
-            "the seconds before the final training; mean ± sample standard deviation over seeds. Generated from "
-            "`pruning_from_scratch.json` by `python docs/evidence/pruning_from_scratch.py --data ../shared/data`.\n",
+            "the seconds before the final training; mean ± sample standard deviation over seeds. Generated from its "
+            "data by `python bench/experiments/pruning_from_scratch.py --data ../shared/data`.\n",
             markdown(["data", "net", "error", "MACs", "seconds before"], rows),
             f"VGG-16 with a quarter of the widths, gates of 3 epochs on CIFAR-10 (JPEG) and random weights: mean gate "
             f"{sum(means[:half]) / half:.3f} in the first half of the layers, "

@@ -1,6 +1,6 @@
 """Architecture search on CIFAR-10 (JPEG): ResNet-20 at half its MACs, against uniform widths at equal MACs.
 
-    python docs/evidence/tas.py --data ../shared/data
+    python bench/experiments/tas.py --data ../shared/data
 
 A dense ResNet-20 is trained on 10,000 images; TAS searches widths and depths, and what it finds is drawn anew and
 distilled from the dense net. Uniform widths of the same MACs are trained from scratch as long, with and without the
@@ -103,7 +103,7 @@ def render(table: Table) -> str:
             f"ResNet-{DEPTH} on {NUM_IMAGES:,} training images, {EPOCHS} epochs for every net, {SEARCH_EPOCHS} of "
             "search before the one that is searched: test error in percentage points and the part of the MACs, mean ± "
             "sample standard deviation over seeds, and how many blocks are passed by in each. Generated from "
-            "`tas.json` by `python docs/evidence/tas.py --data ../shared/data`.\n",
+            "`tas.json` by `python bench/experiments/tas.py --data ../shared/data`.\n",
             markdown(["net", "error", "MACs", "blocks passed by"], rows),
         ]
     )

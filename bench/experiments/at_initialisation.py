@@ -1,6 +1,6 @@
 """Pruning before training: five criteria at three densities, LeNet-300-100 on 15,000 images of MNIST.
 
-    python docs/evidence/at_initialisation.py --data ../shared/data
+    python bench/experiments/at_initialisation.py --data ../shared/data
 
 All criteria of a seed prune the same untrained net, which is then trained in the same way; the test error is that after
 the last step: no selection on the test set. Layers are pruned without exception, biases are not. What is to be seen, at
@@ -88,7 +88,7 @@ def render(table: Table) -> str:
             f"LeNet-300-100 on the first {NUM_IMAGES:,} training images of MNIST, {RECIPE.epochs} epochs of Adam after "
             "the cut: test error in percentage points, mean ± sample standard deviation over seeds, by the part of the "
             "weights that is left. Generated from `at_initialisation.json` by "
-            "`python docs/evidence/at_initialisation.py --data ../shared/data`.\n",
+            "`python bench/experiments/at_initialisation.py --data ../shared/data`.\n",
             markdown(header, rows),
             "The part of the weights that is left of each of the three layers, first seed:\n",
             markdown(header, layers),

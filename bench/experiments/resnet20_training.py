@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-10 (JPEG): 2.1× fewer MACs and sparse weights with ten epochs of recovery, beside other tools.
 
-    python docs/evidence/resnet20_training.py --data ../shared/data
+    python bench/experiments/resnet20_training.py --data ../shared/data
 
 The net is the trained one of the data folder, fine-tuned on the JPEG images to its plateau. Every row starts from it
 and gets the same images, epochs, optimizer, learning rates and seed. Torch-Pruning 1.6.1 (`make zoo` installs it) ranks
@@ -146,7 +146,7 @@ def render(table: Table) -> str:
             "# ResNet-20 on CIFAR-10 (JPEG), with training\n",
             f"Dense: {cells['dense']['accuracy']:.2f} after {PLATEAU} epochs on the JPEG images. Accuracy in percent "
             f"after {EPOCHS} epochs of recovery, mean ± sample standard deviation over seeds. Generated from "
-            "`resnet20_training.json` by `python docs/evidence/resnet20_training.py --data ../shared/data`.\n",
+            "`resnet20_training.json` by `python bench/experiments/resnet20_training.py --data ../shared/data`.\n",
             f"## Channels, {MACS} of the MACs\n",
             markdown(["way", "MACs remaining", "accuracy before", "accuracy"], rows),
             "## Weights\n",

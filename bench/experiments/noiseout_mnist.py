@@ -1,6 +1,6 @@
 """NoiseOut on LeNet-300-100: how many neurons go at equal accuracy, with noise outputs of each kind and without.
 
-    python docs/evidence/noiseout_mnist.py --data ../shared/data
+    python bench/experiments/noiseout_mnist.py --data ../shared/data
 
 A step is undone when the accuracy on the last 10,000 training images, which are not trained on, falls by more than half
 a point; the error is that of the test images.
@@ -78,7 +78,7 @@ def render(table: Table) -> str:
             "LeNet-300-100 on MNIST, pairs of neurons merged while the accuracy on held-out images stays within half a "
             "point: the part of the parameters that is left, the widths, and the test error in percentage points; mean "
             "± sample standard deviation over seeds. Generated from `noiseout_mnist.json` by "
-            "`python docs/evidence/noiseout_mnist.py --data ../shared/data`.\n",
+            "`python bench/experiments/noiseout_mnist.py --data ../shared/data`.\n",
             markdown(["noise outputs", "parameters left", "widths", "error"], rows),
         ]
     )

@@ -1,6 +1,6 @@
 """Self-adaptive pruning on MNIST: the mean cost, what easy and hard images cost, and the time at batch 1.
 
-    python docs/evidence/sanp.py --data ../shared/data
+    python bench/experiments/sanp.py --data ../shared/data
 
 A small convolutional net is trained, then made self-adaptive at several budgets. What is to be seen: the mean cost on
 the test images within 5 % of the budget; images of which the dense net is sure cost less than those of which it is not;
@@ -126,7 +126,7 @@ def render(table: Table) -> str:
             "after: test error in percentage points; the mean cost on the test images, in MACs of the dense "
             "net, its decisions included; the median time of one image on one thread. Mean ± sample "
             "standard deviation over seeds. Generated from `sanp.json` by "
-            "`python docs/evidence/sanp.py --data ../shared/data`.\n",
+            "`python bench/experiments/sanp.py --data ../shared/data`.\n",
             markdown(header, rows),
         ]
     )

@@ -1,6 +1,6 @@
 """Sparse from the first step: RigL and SET against a static random mask, LeNet-300-100 on 15,000 images of MNIST.
 
-    python docs/evidence/sparse_training.py --data ../shared/data
+    python bench/experiments/sparse_training.py --data ../shared/data
 
 All start from the same random weights and the same random mask of their seed (Erdős–Rényi densities, Evci et al.
 2020), and train for the same 900 steps of SGD; only where the mask moves to differs. The test error is that after the
@@ -114,7 +114,7 @@ def render(table: Table) -> str:
             f"LeNet-300-100 on the first {NUM_IMAGES:,} training images of MNIST, {NUM_STEPS} steps of SGD: test error "
             "in percentage points, mean ± sample standard deviation over seeds, by the part of the weights that there "
             "are (Erdős–Rényi densities; the random mask of a seed is the same for all). Generated from "
-            "`sparse_training.json` by `python docs/evidence/sparse_training.py --data ../shared/data`.\n",
+            "`sparse_training.json` by `python bench/experiments/sparse_training.py --data ../shared/data`.\n",
             markdown(["mask", *(f"density {d:g}" for d in DENSITIES)], rows),
             f"RigL and SET exchange weights every {EVERY} steps until step {END}, {FRACTION:g} of them at first.\n",
         ]

@@ -1,6 +1,6 @@
 """Is it the weights or the architecture? Four ways to choose channels, fine-tuned, and the same networks from scratch.
 
-    python docs/evidence/rethinking.py --data ../shared/data
+    python bench/experiments/rethinking.py --data ../shared/data
 
 Half of the multiply–accumulates go from VGG-16-BN with a quarter of the widths and from ResNet-20 (inside its blocks),
 on CIFAR-10 (JPEG), as in Liu et al. 2019: scratch-E trains the smaller network as long as the dense one was, scratch-B
@@ -100,7 +100,7 @@ def render(table: Table) -> str:
         "# The weights or the architecture\n",
         "CIFAR-10 (JPEG): test accuracy in percentage points with half of the multiply–accumulates, mean ± sample "
         "standard deviation over seeds. Generated from `rethinking.json` by "
-        "`python docs/evidence/rethinking.py --data ../shared/data`.\n",
+        "`python bench/experiments/rethinking.py --data ../shared/data`.\n",
     ]
     for net in NETS:
         rows = []

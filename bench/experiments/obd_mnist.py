@@ -1,6 +1,6 @@
 """Optimal Brain Damage against magnitude on LeNet-300-100: compression 2 to 32, the same training after each round.
 
-    python docs/evidence/obd_mnist.py --data ../shared/data
+    python bench/experiments/obd_mnist.py --data ../shared/data
 
 Each round halves what is left and trains for the same epochs; without training the masks alone are compared.
 """
@@ -84,7 +84,7 @@ def render(table: Table) -> str:
             "# Optimal Brain Damage and magnitude\n",
             f"LeNet-300-100 on MNIST, dense {dense_error}: test error in percentage points at growing compression of "
             "the weights, epochs after each round as said; mean ± sample standard deviation over seeds. Generated from "
-            "`obd_mnist.json` by `python docs/evidence/obd_mnist.py --data ../shared/data`.\n",
+            "`obd_mnist.json` by `python bench/experiments/obd_mnist.py --data ../shared/data`.\n",
             markdown(["method", "epochs a round", *(f"{2**n}×" for n in range(1, ROUNDS + 1))], rows),
         ]
     )

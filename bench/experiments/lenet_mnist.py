@@ -1,6 +1,6 @@
 """LeNet-300-100 and LeNet-5 on MNIST at compression 12 (Han et al. 2015: 1.64 → 1.59 and 0.80 → 0.77 % error).
 
-    python docs/evidence/lenet_mnist.py --data ../shared/data
+    python bench/experiments/lenet_mnist.py --data ../shared/data
 
 Every method starts from the same trained net of its seed, gets the same number of epochs after (in all), the same
 optimizer and learning rates, and is judged by the test error after the last epoch: no selection on the test set.
@@ -121,7 +121,7 @@ def render(table: Table) -> str:
         "# LeNet-300-100 and LeNet-5 on MNIST\n",
         "Test error in percentage points, mean ± sample standard deviation over seeds. All methods of a net start from "
         "the same trained nets and train for the same number of epochs after. Generated from `lenet_mnist.json` by "
-        "`python docs/evidence/lenet_mnist.py --data ../shared/data`.\n",
+        "`python bench/experiments/lenet_mnist.py --data ../shared/data`.\n",
     ]
     for net, settings in NETS.items():
         header = ["method", *(f"{c:g}×" for c in settings["compressions"]), "above dense at 12×"]

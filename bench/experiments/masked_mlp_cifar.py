@@ -1,6 +1,6 @@
 """An MLP of masked dense layers on CIFAR-10 (JPEG): layerwise and global, one-shot and iterative magnitude.
 
-    python docs/evidence/masked_mlp_cifar.py --data ../shared/data
+    python bench/experiments/masked_mlp_cifar.py --data ../shared/data
 
 The layers are `topiarist.mask.PrunableDense`: the mask multiplies the weight in the forward pass and autograd does
 the rest. Every method starts from the same trained net of its seed and trains for the same number of epochs after.
@@ -92,7 +92,7 @@ def render(table: Table) -> str:
         "# Masked dense layers on CIFAR-10 (JPEG)\n\n"
         f"An MLP {'-'.join(map(str, WIDTHS))} of `PrunableDense` layers. Test error in percentage points at each "
         "sparsity, mean ± sample standard deviation over seeds. Generated from `masked_mlp_cifar.json` by "
-        "`python docs/evidence/masked_mlp_cifar.py --data ../shared/data`.\n\n"
+        "`python bench/experiments/masked_mlp_cifar.py --data ../shared/data`.\n\n"
     )
     return text + markdown(["method", *(f"{s:g}" for s in SPARSITIES)], rows)
 

@@ -1,6 +1,6 @@
 """How coarse: the convolutions of LeNet-5 at equal sparsity, from single weights to whole maps, and what each stores.
 
-    python docs/evidence/granularity.py --data ../shared/data
+    python bench/experiments/granularity.py --data ../shared/data
 
 The same trained net of a seed, the same epochs after; only the convolutions lose weights. Storage is that of their
 values in 32 bits and of the index that says where they are, as small as the structure allows.
@@ -121,7 +121,7 @@ def render(table: Table) -> str:
         "# Granularity\n",
         f"LeNet-5 on MNIST, dense {before}: test error in percentage points with the convolutions pruned, mean ± "
         "sample standard deviation over seeds; bytes of their values and index. Generated from `granularity.json` by "
-        "`python docs/evidence/granularity.py --data ../shared/data`.\n",
+        "`python bench/experiments/granularity.py --data ../shared/data`.\n",
     ]
     for sparsity in SPARSITIES:
         rows = []

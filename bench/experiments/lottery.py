@@ -1,6 +1,6 @@
 """Lottery tickets on MNIST: LeNet-300-100, of what is left a fifth goes in each of 12 rounds (Frankle, Carbin 2019).
 
-    python docs/evidence/lottery.py --data ../shared/data
+    python bench/experiments/lottery.py --data ../shared/data
 
 Each round starts from the weights of before the training (the ticket), from fresh ones, or from the last ones with the
 learning rates replayed; trains for the same epochs; and the classifier stays whole. The error is that on the test set
@@ -99,7 +99,7 @@ def render(table: Table) -> str:
             f"LeNet-300-100, {FRACTION:g} of the weights left go in each of {ROUNDS} rounds (global magnitude, the "
             f"classifier stays whole), {EPOCHS} epochs a round: test error in percentage points, mean ± sample "
             "standard deviation over seeds, by the part of the prunable weights that is left. Generated from "
-            "`lottery.json` by `python docs/evidence/lottery.py --data ../shared/data`.\n",
+            "`lottery.json` by `python bench/experiments/lottery.py --data ../shared/data`.\n",
             markdown(header, rows),
         ]
     )

@@ -1,6 +1,6 @@
 """FLOP on Shakespeare: SRU and Transformer-XL at a given size, between the dense net and a dense net as small.
 
-    python docs/evidence/flop_characters.py --data ../shared/data
+    python bench/experiments/flop_characters.py --data ../shared/data
 
 All train from scratch for the same number of steps on nine tenths of the text; the loss is bits per character on the
 last twentieth. The small dense net has the same form and fewer dimensions, so many that it is no smaller than the
@@ -106,7 +106,7 @@ def render(table: Table) -> str:
             f"{STEPS:,} steps of {BATCH} segments of {LENGTH} characters: the part of the dense net's parameters, bits "
             "per character on the last twentieth of the text (less is better), and the least rank that is left; mean ± "
             "sample standard deviation over seeds. Generated from `flop_characters.json` by `python "
-            "docs/evidence/flop_characters.py --data ../shared/data`.\n",
+            "bench/experiments/flop_characters.py --data ../shared/data`.\n",
             markdown(["net", "way", "budget", "size", "bits per character", "least rank"], rows),
         ]
     )

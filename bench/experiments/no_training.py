@@ -1,6 +1,6 @@
 """Recovery without labels and without gradients: half of the inner channels one-shot, each way of recovery.
 
-    python docs/evidence/no_training.py --data ../shared/data
+    python bench/experiments/no_training.py --data ../shared/data
 
 ResNet-20 is the trained one of the data folder, on CIFAR-10 (JPEG), the others are trained here on MNIST.
 """
@@ -123,7 +123,7 @@ def render(table: Table) -> str:
         f"{NUM_CALIBRATION} unlabelled training images without gradients. ResNet-20 on CIFAR-10 (JPEG) as its authors "
         f"trained it, the others on MNIST. Accuracy is over the first {NUM_TEST} test images (to the end of a batch); "
         "CPU seconds are those of the whole call, tracing and verifying included. Generated from `no_training.json` by "
-        "`python docs/evidence/no_training.py --data ../shared/data`.\n\n"
+        "`python bench/experiments/no_training.py --data ../shared/data`.\n\n"
     )
     header = ["net", "dense accuracy", "parameters remaining", "recovery", "accuracy", "CPU seconds"]
     return text + markdown(header, rows)

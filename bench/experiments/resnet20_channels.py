@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-10 (JPEG): channels to half the MACs by one-shot L2, no training, with and without recalibration.
 
-    python docs/evidence/resnet20_channels.py --data ../shared/data
+    python bench/experiments/resnet20_channels.py --data ../shared/data
 
 The net is the trained one of the data folder (91.78 on lossless CIFAR-10), fine-tuned here on the JPEG images first.
 """
@@ -88,7 +88,7 @@ def render(table: Table) -> str:
         f"Dense accuracy: {cells['as given']['accuracy']:.2f} as given, {cells['fine-tuned']['accuracy']:.2f} after "
         f"{EPOCHS} epochs on the JPEG images. One-shot L2 over all free axes, the residual streams among them; "
         f"batch-norm recalibration on {NUM_CALIBRATION} training images. Generated from `resnet20_channels.json` by "
-        "`python docs/evidence/resnet20_channels.py --data ../shared/data`.\n\n"
+        "`python bench/experiments/resnet20_channels.py --data ../shared/data`.\n\n"
     )
     header = [
         "allocation",

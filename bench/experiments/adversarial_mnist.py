@@ -1,6 +1,6 @@
 """The ladder of adversarial neural pruning: LeNet-5 on MNIST, clean and under attack, vulnerability and sparsity.
 
-    python docs/evidence/adversarial_mnist.py --data ../shared/data
+    python bench/experiments/adversarial_mnist.py --data ../shared/data
 
 Every row starts from the same trained net of its seed and trains for the same epochs on 5,000 images. The attack of
 training is PGD with ε = 0.3 in 10 steps, that of the test PGD in 40, on the first 1,000 test images, against the net
@@ -73,7 +73,7 @@ def render(table: Table) -> str:
             f"LeNet-5, {NUM_TRAIN:,} training images, {EPOCHS} epochs after the same trained net: accuracy in percent, "
             "clean and under PGD-40 with ε = 0.3; vulnerability, the mean distortion of features after masking, under "
             "the attack of training; the fraction of channels removed; mean ± sample standard deviation over seeds. "
-            "Generated from `adversarial_mnist.json` by `python docs/evidence/adversarial_mnist.py --data "
+            "Generated from `adversarial_mnist.json` by `python bench/experiments/adversarial_mnist.py --data "
             "../shared/data`. Papers' numbers are for all of MNIST, 200 epochs and another LeNet.\n",
             markdown(["net", "clean", "PGD-40", "vulnerability", "sparsity", "compression", "paper"], rows),
         ]

@@ -1,6 +1,6 @@
 """Decision trees on two data sets of scikit-learn: size against accuracy on examples that no tree has seen.
 
-    python docs/evidence/trees.py
+    python bench/experiments/trees.py
 
 A seed divides the examples: half to grow, a quarter held back to prune by, a quarter to test.
 """
@@ -59,7 +59,7 @@ def render(table: Table) -> str:
         [
             "# Decision trees\n",
             "Leaves and test accuracy in percentage points, mean ± sample standard deviation over seeds, each another "
-            "division of the examples. Generated from `trees.json` by `python docs/evidence/trees.py`.\n",
+            "division of the examples. Generated from `trees.json` by `python bench/experiments/trees.py`.\n",
             markdown(["data", "tree", "leaves", "accuracy"], rows),
         ]
     )
