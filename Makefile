@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/topiarist demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/pytest -n $(WORKERS) -rs $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -rs $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
