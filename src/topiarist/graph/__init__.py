@@ -15,7 +15,8 @@ from topiarist.graph.rules import (
     spectral,
     windows,
 )
-from topiarist.graph.trace import Trace, trace
+from topiarist.graph.run import trace
+from topiarist.graph.trace import Trace
 
 __all__ = ["Axes", "Axis", "AxisGraph", "AxisInfo", "Trace", "rule", "trace"]
 

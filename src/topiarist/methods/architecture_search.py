@@ -16,7 +16,8 @@ from topiarist.graph import Axes
 from topiarist.inputs import as_batch, call
 from topiarist.mask.widths import FRACTIONS, Depths, Widths
 from topiarist.methods.base import method
-from topiarist.methods.loop import as_pruning, descend, each_step, finished
+from topiarist.methods.loop import descend, each_step, finished
+from topiarist.methods.stages import as_first_step
 from topiarist.plan import Budget, Plan
 from topiarist.planning import Evaluate, Loss, Planner
 from topiarist.pruning import OnStep, PruneResult, sound_planner
@@ -92,7 +93,7 @@ def architecture_search(
     if distil is None and recipe is not None:
         distil = Distil(recipe, temperature=4.0, logits=0.9, task=0.1)
     if distil is not None:
-        progress = on_step and as_pruning(on_step)
+        progress = as_first_step(on_step)
         rows += distil(small, RecoveryContext(data=data, loss=loss, dense=model, plan=plan, progress=progress))
     why = f"sizes may differ between layers of {type(model).__name__}, which no config describes"
     result = PruneResult(small, plan, (), (), checked, space.planner.excluded, "topiarist.load", why)

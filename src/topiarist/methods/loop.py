@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from topiarist.data.loader import count_batches
 from topiarist.errors import InputError, TrainingError
 from topiarist.inputs import as_batch
+from topiarist.methods.stages import as_first_step
 from topiarist.planning import Evaluate
 from topiarist.pruning import OnStep, PruneResult
-from topiarist.recover.train import Row, device_of, to_device
+from topiarist.recover.train import Row, device_of, to_device, training_mode
 
 Step = Callable[[Any, Any, float], Row]  # inputs, targets, progress from 0 to 1 → a row with "loss"
 
@@ -47,6 +47,7 @@ def each_step(
     num_batches = count_batches(data)
     num_steps = math.floor(num_epochs * num_batches + 0.5)
     rows: list[Row] = []
+    told = as_first_step(on_step)
     with training_mode(model):
         for epoch in range(math.ceil(num_epochs)):
             if hasattr(data, "set_epoch"):
@@ -57,8 +58,8 @@ def each_step(
                 inputs, targets = to_device(as_batch(batch), device_of(model))
                 row = step(inputs, targets, len(rows) / num_steps)
                 rows.append({"step": len(rows), "lr": 0.0, **row})
-                if on_step is not None:
-                    as_pruning(on_step)({**rows[-1], "num_steps": num_steps})
+                if told is not None:
+                    told({**rows[-1], "num_steps": num_steps})
             if after_epoch is not None:
                 after_epoch()
     return rows
@@ -99,23 +100,6 @@ def _finite(loss: Tensor) -> float:
     if not math.isfinite(value):
         raise TrainingError(f"the loss is {value}; the weights are those before this step. Try a smaller lr")
     return value
-
-
-def as_pruning(on_step: OnStep) -> OnStep:
-    """What makes of rows of training those of a first pruning step."""
-    return lambda row: on_step({"pruning_step": 1, "num_pruning_steps": 1, **row})
-
-
-@contextmanager
-def training_mode(model: nn.Module) -> Iterator[None]:
-    """Training mode inside the ``with``, and the modes of before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def finished(

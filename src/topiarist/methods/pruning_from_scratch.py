@@ -15,14 +15,15 @@ from topiarist.errors import InputError
 from topiarist.inputs import as_batch, call
 from topiarist.mask.gates import Gates, ScalarGate
 from topiarist.methods.base import method
-from topiarist.methods.loop import as_pruning, descend, each_step, finished, training_mode
+from topiarist.methods.loop import descend, each_step, finished
+from topiarist.methods.stages import as_first_step
 from topiarist.plan import Budget
 from topiarist.planning import Evaluate, Loss
 from topiarist.pruning import OnStep, PruneResult, prune
 from topiarist.recover.recipe import TrainingRecipe
 from topiarist.recover.reinitialize import reinitialize
 from topiarist.recover.scratch import stretched
-from topiarist.recover.train import Row, device_of, to_device, train
+from topiarist.recover.train import Row, device_of, to_device, train, training_mode
 from topiarist.saliency import Gate
 
 
@@ -83,7 +84,7 @@ def pruning_from_scratch(
     reinitialize(small, seed)
     if recipe is not None:
         longer = stretched(recipe, 1 / result.plan.achieved["macs"]) if equal == "compute" else recipe
-        rows += train(small, data, loss, longer, on_step=on_step and as_pruning(on_step))
+        rows += train(small, data, loss, longer, on_step=as_first_step(on_step))
     return finished(result, small, rows, evaluate, on_step)
 
 

@@ -20,6 +20,7 @@ from topiarist.errors import InputError
 from topiarist.inputs import call
 from topiarist.recover.base import RecoveryContext
 from topiarist.recover.train import OnStep, Row, device_of, to_device
+from topiarist.stats.collect import inputs_of
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ def recalibrate(
             norm.momentum = None
             norm.train()
         for step, batch in enumerate(islice(data, total)):
-            inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
-            call(model, to_device(inputs, device))
+            call(model, to_device(inputs_of(batch), device))
             if progress is not None:
                 progress({"step": step, "num_steps": total})
     except BaseException:

@@ -69,7 +69,7 @@ def train(
     whole = True  # whether the model is between two steps
     step = start_step
     try:
-        with _training_mode(model), _interrupt_between_steps() as interrupted:
+        with training_mode(model), _interrupt_between_steps() as interrupted:
             _save(checkpoints, step, model, optimizer)
             for batch in _replay(data, num_batches, start_step, num_steps):
                 lr = recipe.lr_at(step, num_steps)
@@ -158,7 +158,8 @@ def _replay(data: Iterable[Any], num_batches: int, start: int, stop: int) -> Ite
 
 
 @contextmanager
-def _training_mode(model: nn.Module) -> Iterator[None]:
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Training mode inside the ``with``, and the modes of before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.train()
     try:
