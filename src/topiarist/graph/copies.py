@@ -17,9 +17,10 @@ _ATOMIC = frozenset({type(None), bool, int, float, complex, str, bytes, type})
 _MAKING = ("__deepcopy__", "__new__", "__reduce_ex__", "__reduce__", "__getnewargs__", "__getnewargs_ex__")
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
 _NO_TENSORS = _ATOMIC | _CONTAINERS | {tuple}  # the commonest by far, told apart without asking a metaclass
-_INTERNAL = frozenset(nn.Module().__dict__)  # these containers belong to one module each
 _MOST_NAMES = 1 << 20  # beside the first ones; in a circle there is no end of them
 _HELD = ("_parameters", "_buffers", "_modules")
+_HOOKS = [(n, type(v)) for n, v in vars(nn.Module()).items() if type(v) in _CONTAINERS and n not in _HELD]
+_SEEN = frozenset(name for name, _ in _HOOKS)
 
 
 class UncopiedError(InputError):
@@ -53,14 +54,15 @@ def _copy(model: nn.Module, parts: list[nn.Module], memo: dict[int, Any]) -> nn.
     memo.update((id(module), type(module).__new__(type(module))) for module in modules)
     for module in reversed(modules):  # what a module holds is complete before the module is
         state = module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__  # type: ignore[no-untyped-call]
-        copied = {
-            name: value
-            if (kind := type(value)) in _ATOMIC
-            else kind()
-            if kind in _CONTAINERS and not value and name in _INTERNAL
-            else _copied_of(name, value, memo)
-            for name, value in state.items()
-        }
+        copied = dict(state)
+        for name, kind in _HOOKS:  # none, as mostly
+            if name in copied and (copied[name] or type(copied[name]) is not kind):
+                copied[name] = _copied(copied[name], memo)
+            elif name in copied:
+                copied[name] = kind()
+        for name in copied.keys() - _SEEN:
+            if type(copied[name]) not in _ATOMIC:
+                copied[name] = _copied_of(name, copied[name], memo)
         if type(module).__setstate__ is nn.Module.__setstate__:  # which adds nothing to what is complete
             memo[id(module)].__dict__.update(copied)
         else:
@@ -87,7 +89,7 @@ def _copied_of(name: str, value: Any, memo: dict[int, Any]) -> Any:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """What `copy.deepcopy` returns; the commonest things that modules hold are dealt with here."""
     kind = type(value)
-    if kind in _ATOMIC or (kind is tuple and all(type(item) in _ATOMIC for item in value)):
+    if kind in _ATOMIC or (kind is tuple and _ATOMIC.issuperset(map(type, value))):
         return value
     known = memo.get(id(value))
     if known is not None:

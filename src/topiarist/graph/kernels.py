@@ -18,6 +18,7 @@ from topiarist.graph.shapes import SHAPES, Made
 Key = tuple[Any, ...]
 _META = torch.device("meta")
 _FIRST = "the first operand, written into"
+_UNKNOWN = object()
 
 
 class Kernels:
@@ -37,6 +38,29 @@ class Kernels:
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What ``func`` returns."""
+        out, key = self._remembered(func, args, kwargs)
+        if key is None:
+            return func(*args, **kwargs) if out is _UNKNOWN else out
+        self.num_run += 1
+        known, make_key = self._operators[id(func)].known, self._operators[id(func)].make_key
+        if key[0] is _ANY_SHAPE and (like := _of_one_number(func, args)) is not None:
+            known[key] = like
+            return _again(like, args)
+        out = func(*args, **kwargs)
+        if make_key(args, kwargs) == key:  # else it has changed the shape of what it was given
+            known[key] = _FIRST if args and out is args[0] else _likeness(out)
+        return out
+
+    def first(self, func: Any, args: tuple[Any, ...]) -> Tensor | None:
+        """The first that ``func`` returns, where no kernel has to run for it; else None."""
+        out, _ = self._remembered(func, args, {}, alone=True)
+        return out if isinstance(out, Tensor) else None
+
+    def _remembered(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], alone: bool = False
+    ) -> tuple[Any, Key | None]:
+        """What ``func`` returns by formula or from memory, or `_UNKNOWN` with the key to remember it by, if any;
+        ``alone`` stands for: the first of it is enough."""
         operator = self._operators.get(id(func))
         if operator is None:
             single = len(func._schema.returns) == 1
@@ -44,21 +68,10 @@ class Kernels:
         if operator.formula is not None and not kwargs:
             made = operator.formula(*args)
             if made is not None:
-                return _tensors(made, operator.returns_one)
+                return _tensors(made[:1] if alone else made, alone or operator.returns_one), None
         key = operator.make_key(args, kwargs)
-        if key is None:
-            return func(*args, **kwargs)
-        found = operator.known.get(key)
-        if found is not None:
-            return _again(found, args)
-        self.num_run += 1
-        if key[0] is _ANY_SHAPE and (like := _of_one_number(func, args)) is not None:
-            operator.known[key] = like
-            return _again(like, args)
-        out = func(*args, **kwargs)
-        if operator.make_key(args, kwargs) == key:  # else it has changed the shape of what it was given
-            operator.known[key] = _FIRST if args and out is args[0] else _likeness(out)
-        return out
+        found = _UNKNOWN if key is None else operator.known.get(key, _UNKNOWN)
+        return (_UNKNOWN, key) if found is _UNKNOWN else (_again(found, args), None)
 
 
 class _Operator(NamedTuple):

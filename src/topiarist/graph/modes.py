@@ -104,19 +104,26 @@ def kind_of(module: nn.Module) -> Hashable:
 def _kind_of(module: nn.Module) -> Hashable:
     found: list[Any] = [type(module)]
     for name, value in module.__dict__.items():
-        if name in ("_parameters", "_buffers"):
+        if name not in _INTERNAL:
+            found.append((name, _compared(value)))
+        elif not value:  # no hooks, as mostly
+            continue
+        elif name in ("_parameters", "_buffers"):
             found.extend([(key, t if t is None else (t.shape, t.dtype)) for key, t in value.items()])
         elif name == "_modules":
             found.extend([(key, part if part is None else _kind_of(part)) for key, part in value.items()])
-        elif value or name not in _INTERNAL:
+        else:
             found.append((name, _compared(value)))
     return tuple(found)
 
 
 def _compared(value: Any) -> Hashable:
     """What is compared of an attribute; a size is compared as the number it is."""
+    kind = type(value)
+    if kind is bool or kind is float:
+        return kind, value
     if isinstance(value, int):
-        return type(value) is bool, plain(value)
+        return False, plain(value)
     if isinstance(value, (float, str, type(None), FunctionType, BuiltinFunctionType)):
         return value
     if isinstance(value, tuple):

@@ -68,6 +68,7 @@ def _unseen(getter: Callable[..., Any]) -> Callable[..., Any]:
 _WITHOUT_SIZES = (
     *(getattr(torch.Tensor, name).__get__ for name in ("ndim", "dtype", "device", "layout", "requires_grad")),
     *(torch.Tensor.dim, torch.Tensor.is_floating_point, torch.is_floating_point, torch.Tensor.get_device),
+    torch._assert,
 )
 
 # What hands out sizes, or tensors behind the back of the dispatcher.

@@ -45,7 +45,8 @@ from topiarist.graph.sizes import (
     Attribute,
     Size,
 )
-from topiarist.graph.states import random_states_kept
+from topiarist.graph.states import collector_paused, random_states_kept
+from topiarist.graph.straight import straight_call
 from topiarist.graph.trace import Trace
 from topiarist.inputs import as_arguments, call, fresh
 from topiarist.outputs import tensors_in
@@ -66,12 +67,16 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before, self.trace.is_inside = self.trace.is_inside, True
         try:
             out = self.trace.kernels(func, args, kwargs)
-            if self.trace.counts and (values := numbers_in(func, args, kwargs)):
-                self.trace.numbers.append(Number(func.name(), values))
-            self.trace.operator(func, args, kwargs, out)
+            _account(self.trace, func, args, kwargs, out)
         finally:
             self.trace.is_inside = before
         return out
+
+
+def _account(trace: Trace, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    if trace.counts and (values := numbers_in(func, args, kwargs)):
+        trace.numbers.append(Number(func.name(), values))
+    trace.operator(func, args, kwargs, out)
 
 
 class _Functions(TorchFunctionMode):
@@ -91,6 +96,12 @@ class _Functions(TorchFunctionMode):
         if reader is not None:
             return reader(self.trace, *args, **kwargs)
         handler = SIZE_ARGUMENTS.get(func)
+        if (called := straight_call(func, args, kwargs)) is not None:
+            self.trace.pin_unsettled("its size is set outside of torch's functions")
+            out = self._straight(*called)
+            if out is not None:
+                self.trace.function(func, handler, args, kwargs, out)
+                return out
         body = self._body(func) if handler is None and func not in self.inside else None
         if body is not None:
             self.inside.append(func)
@@ -104,12 +115,25 @@ class _Functions(TorchFunctionMode):
         self.trace.function(func, handler, args, kwargs, out)
         return out
 
+    def _straight(self, operator: Any, args: tuple[Any, ...]) -> Tensor | None:
+        """What a function returns that is no more than an operator, if that takes no kernel."""
+        self.trace.is_inside = True
+        try:
+            with torch._C._DisableTorchDispatch():
+                out = self.trace.kernels.first(operator, args)
+            if out is not None:
+                _account(self.trace, operator, args, {}, out)
+        finally:
+            self.trace.is_inside = False
+        return out
+
     def _body(self, func: Any) -> Callable[..., Any] | None:
         if func not in self.bodies:
             self.bodies[func] = body_of(func)
         return self.bodies[func]
 
 
+@collector_paused()
 def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> Axes:
     """Infer the axes of ``model``: which tensor dimensions live and die together, and which may not shrink, and why.
 
