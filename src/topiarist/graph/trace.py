@@ -308,10 +308,16 @@ class Trace:
             return False
         return all(
             len(a.axes) == len(b.axes)
-            and all(self.graph.find(left) is self.graph.find(right) for left, right in zip(a.axes, b.axes, strict=True))
-            and (a.zero, a.source, a.is_uniform, a.pins, a.ranges) == (b.zero, b.source, b.is_uniform, b.pins, b.ranges)
+            and all(map(self._are_alike, a.axes, b.axes, a.zero, b.zero))
+            and (a.source, a.is_uniform, a.pins, a.ranges) == (b.source, b.is_uniform, b.pins, b.ranges)
             for a, b in zip(before, after, strict=True)
         )
+
+    def _are_alike(self, left: Axis, right: Axis, left_zero: bool, right_zero: bool) -> bool:
+        """Whether two are one axis, of which zeroed indices are zero in both tensors or, being pinned, never come."""
+        if self.graph.find(left) is not self.graph.find(right):
+            return False
+        return left_zero == right_zero or all(leaf.pins for leaf in self.graph.leaves(left))
 
     def kind_of(self, module: nn.Module, args: Sequence[Any], kwargs: Any) -> Hashable:
         """What calls that go the same way have in common; None where that cannot be said."""
