@@ -175,8 +175,8 @@ class Trace:
 
     def alias(self, twin: Tensor, tensor: Tensor) -> None:
         """Let ``twin`` stand for ``tensor``."""
-        known = self._known[id(tensor)][1]
-        self.put(twin, known.axes, known.zero, known.source, known.is_uniform, known.pins, known.ranges)
+        self._sharing.setdefault(_storage(twin), []).append(twin)
+        self._known[id(twin)] = (twin, self._known[id(tensor)][1])
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether an operator or the model itself has made ``tensor``."""
@@ -259,7 +259,7 @@ class Trace:
         """What two dimensions of a view, or of a rearranged copy, are in the model tensor ``source``."""
         strides, axes = self.strides[source], self.sources[source]
         if any(self._known[id(t)][1].source == source and t.stride() == strides and t.dim() == len(axes)
-               for t in self._sharing.get(_storage(view), ())):  # fmt: skip
+               for t in (view, *self._sharing.get(_storage(view), ()))):  # fmt: skip
             return matrix_by_strides(strides, view, inner, outer)
         held = [{leaf for leaf in self.graph.leaves(axis) if leaf.size > 1} for axis in axes]
         factor = [{*self.graph.leaves(self[view].axes[dim])} for dim in (inner, outer)]
