@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,8 @@ def _worst(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, toleranc
     error = _error(model, small, plan, inputs)
     for scale in _MOVES if error <= tolerance else ():
         moved = _moved(model, inputs, scale)
-        gap = _gap_of(moved, shrink(moved, plan), plan, inputs)
+        smaller = shrink(moved, plan)
+        gap = _gap_of([moved].pop, [smaller].pop, plan, inputs)  # its own to change: large ones have no room for copies
         if gap is not None:
             return max(error, gap)
     return error
@@ -119,22 +120,27 @@ def exact_part(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
 
 def _error(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> float:
     """max |masked − small| / max |masked|; infinite where the masked model returns what is not a number."""
-    gap = _gap_of(model, small, plan, inputs)
+    gap = _gap_of(lambda: in_float64(model), lambda: in_float64(small), plan, inputs)
     return math.inf if gap is None else gap
 
 
-def _gap_of(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> float | None:
-    """The same; None where the masked model returns what is not a number: weights outside of its domain."""
+def _gap_of(model: Callable[[], nn.Module], small: Callable[[], nn.Module], plan: Plan, inputs: Any) -> float | None:
+    """The same of models in float64, each made when it is its turn; ``model`` is changed.
+
+    None where the masked model returns what is not a number: weights outside of its domain.
+    """
+    masked = model()
     try:
-        expected = _outputs(_zeroed(in_float64(model), plan), inputs)
+        expected = _outputs(_zeroed(masked, plan), inputs)
     except RuntimeError as error:  # of an operator without a float64 kernel, or a type that is written in the code
         raise InputError(
-            f"{type(model).__name__} does not run in float64, in which the proof is done ({error}); compare it with "
+            f"{type(masked).__name__} does not run in float64, in which the proof is done ({error}); compare it with "
             f"the smaller model on your own data"
         ) from error
     if any(bool(t.isnan().any()) for t in expected):
         return None
-    return _distance(expected, _outputs(in_float64(small), inputs))
+    del masked
+    return _distance(expected, _outputs(small(), inputs))
 
 
 def _distance(expected: list[Tensor], found: list[Tensor]) -> float:
