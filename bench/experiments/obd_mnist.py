@@ -84,9 +84,9 @@ def render(table: Table) -> str:
     return "\n".join(
         [
             "# Optimal Brain Damage and magnitude\n",
-            f"LeNet-300-100 on 12,000 images of MNIST, dense {dense_error}: test error in percentage points at growing compression of "
-            "the weights, epochs after each round as said; mean ± sample standard deviation over seeds. Generated from "
-            "`obd_mnist.json` by `python bench/experiments/obd_mnist.py --data ../shared/data`.\n",
+            f"LeNet-300-100 on 12,000 images of MNIST, dense {dense_error}: test error in percentage points at growing "
+            "compression of the weights, epochs after each round as said; mean ± sample standard deviation over seeds. "
+            "Generated from `obd_mnist.json` by `python bench/experiments/obd_mnist.py --data ../shared/data`.\n",
             markdown(["method", "epochs a round", *(f"{2**n}×" for n in range(1, ROUNDS + 1))], rows),
         ]
     )
