@@ -211,6 +211,11 @@ def atoms_in(expression: Expression) -> Iterator[int | Attribute | Axis]:
         yield expression
 
 
+def paths_in(expression: Expression) -> Iterator[str]:
+    """The paths of the attributes in an expression."""
+    return (atom.path for atom in atoms_in(expression) if isinstance(atom, Attribute))
+
+
 def evaluate(expression: Expression, attributes: Mapping[str, int], measure: Callable[[Axis], int]) -> int:
     """The value of ``expression`` under new attributes and axis sizes."""
     if isinstance(expression, Attribute):

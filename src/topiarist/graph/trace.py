@@ -20,17 +20,20 @@ from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
 from topiarist.graph.modes import Modes, kind_of
+from topiarist.graph.picks import Picks
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.rehearsal import Performance
 from topiarist.graph.rules import RULES
 from topiarist.graph.rules.values import KEEP_VALUES
 from topiarist.graph.sizes import (
+    Attribute,
     Constraint,
     Expression,
     Size,
     Term,
     evaluate,
     expression_of,
+    paths_in,
     sizes_in,
     source_line,
 )
@@ -54,18 +57,21 @@ class Tracked(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Cost:
     """Multiply–accumulates: the product of the sizes of ``axes``; ``tensor`` is the weight that takes part, if any,
-    ``matrix`` says which of its dimensions are which, and ``modules`` which modules ran, the outermost first."""
+    ``matrix`` says which of its dimensions are which, and ``modules`` which modules ran, the outermost first. Where
+    each index of an axis has its share of what is counted, ``among`` names it and how many shares go round."""
 
     axes: tuple[Axis, ...]
     tensor: str | None
     matrix: Matrix | None = None
     modules: tuple[str, ...] = ()
+    among: tuple[Axis, int] | None = None
 
 
 class _Operator(NamedTuple):
     """An operator, its rule, whether it hands values on as they are, and whether it writes into what it is given."""
 
     func: Any
+    packet: Any
     rule: Callable[..., None] | None
     keeps_values: bool
     writes: bool
@@ -105,6 +111,8 @@ class Trace:
         self.is_inside = False  # of an operator
         self.skips_steps = False  # those of recurrent functions, which are no operators to it
         self.kernels = Kernels()
+        self.picks = Picks(self)
+        self.lists: dict[Axis, tuple[str, ...]] = {}  # experts → module lists of which the entries are these
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._operators: dict[int, _Operator] = {}  # by id: torch hashes them in Python
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
@@ -161,6 +169,7 @@ class Trace:
 
     def decide(self) -> None:
         """Pin what is ranked for its own sake; of experts, as many as are chosen must stay."""
+        self._decide_picks()
         stacks = ((c.tensor, d) for c in self.costs if c.matrix is not None for d in c.matrix.others)
         stacked = {leaf for name, d in stacks for leaf in self.graph.leaves(self.sources[str(name)][d])}
         for axis, num, reason in self.choices:
@@ -172,6 +181,33 @@ class Trace:
                     self.graph.least[leaf] = max(num, self.graph.least.get(leaf, 1))
             else:
                 self.graph.pin(axis, reason)
+
+    def _decide_picks(self) -> None:
+        """Modules that deal with an index each are experts; where there are none, its indices are values."""
+        for axis, reason in self.picks.axes.items():
+            leaf = self.graph.find(axis)
+            lists = self.picks.lists(leaf) if leaf.form == "leaf" and not leaf.pins else ()
+            if not lists:
+                self.graph.pin(axis, reason)
+                continue
+            self.lists[leaf] = lists
+            leaf.roles.add("expert")
+            self._tie_counts({path.rpartition(".")[0] for path in lists}, leaf)
+
+    def _tie_counts(self, modules: set[str], leaf: Axis) -> None:
+        """A number of its own that a module keeps beside a list, as many as the list is long, and of which nothing else
+        is seen, counts it: what ``range`` does with a size cannot be seen."""
+        seen = {path for c in self.constraints for path in paths_in(c.expression)}
+        for path, value in self.integers.items():
+            module, _, name = path.rpartition(".")
+            if value == leaf.size and module in modules and name.isidentifier() and path not in seen:
+                self.tie(Attribute(path), leaf)
+
+    def drop_pins(self, tensors: Sequence[Tensor]) -> None:
+        """Use of these tensors pins nothing after all."""
+        for tensor in tensors:
+            known = self._known[id(tensor)][1]
+            self._known[id(tensor)] = (tensor, known._replace(pins=()))
 
     def alias(self, twin: Tensor, tensor: Tensor) -> None:
         """Let ``twin`` stand for ``tensor``."""
@@ -253,7 +289,7 @@ class Trace:
         """
         if self.counts:
             matrix = None if factor is None or source is None else self._matrix(source, *factor)
-            self.costs.append(Cost(axes, source, matrix, tuple(self.running)))
+            self.costs.append(Cost(axes, source, matrix, tuple(self.running), self.picks.share()))
 
     def _matrix(self, source: str, view: Tensor, inner: int, outer: int) -> Matrix | None:
         """What two dimensions of a view, or of a rearranged copy, are in the model tensor ``source``."""
@@ -344,6 +380,7 @@ class Trace:
         del passed
         self._known = {key: entry for key, entry in self._known.items() if key in own}
         self._sharing.clear()
+        self.picks.forget()
         for tensor, _ in self._known.values():
             self._sharing.setdefault(_storage(tensor), []).append(tensor)
         evict(without_values)
@@ -387,18 +424,21 @@ class Trace:
                         found(self, out, *args, **kwargs)
                     self._hand_ranges_on(args, outputs)
                 else:
-                    found(self, out, *args, **kwargs)
+                    with self._as_indices(args[:1] if self.picks.compares(spoken.packet, args) else ()):
+                        found(self, out, *args, **kwargs)
             except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
                 failure = error
         if found is None or failure is not None:
             self._pin_unruled(func, args, kwargs, out, failure)
+        if self.picks.has_lists:
+            self.picks.follow(spoken.packet, args, kwargs, outputs)
         if spoken.writes:
             self._written(outputs)
 
     def _operator(self, func: Any) -> _Operator:
         packet = func.overloadpacket
         rule = RULES.get(func) or RULES.get(packet)
-        made = self._operators[id(func)] = _Operator(func, rule, packet in KEEP_VALUES, func._schema.is_mutable)
+        made = self._operators[id(func)] = _Operator(func, packet, rule, packet in KEEP_VALUES, func._schema.is_mutable)
         return made
 
     def _as_indices(self, tensors: Sequence[Any]) -> AbstractContextManager[None]:

@@ -7,10 +7,10 @@ outputs and the stacks of the experts' weights share it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from topiarist.graph import Axes
+from topiarist.graph import Axes, AxisInfo
 from topiarist.plan import Units
 from topiarist.structure.base import require_some
 from topiarist.structure.channel import axis_units
@@ -34,4 +34,10 @@ class Expert:
         """
         kept = axes.kept_by(keep)
         free = [a for a in axes.axes if a.is_expert and not a.pins and a.leaf not in kept and not a.step]
-        return require_some([axis_units(axis) for axis in free if axis.size > axis.minimum], "expert", axes)
+        return require_some([_units(axes, axis) for axis in free if axis.size > axis.minimum], "expert", axes)
+
+
+def _units(axes: Axes, axis: AxisInfo) -> Units:
+    """The indices of an axis of experts, with the modules that belong to them."""
+    units = axis_units(axis)
+    return replace(units, members=(*units.members, *axes.entries(axis.name)))
