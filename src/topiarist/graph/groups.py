@@ -23,6 +23,7 @@ from topiarist.graph.matrix import Matrix
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.sizes import Constraint, text
 from topiarist.graph.sizing import Sizing, Step
+from topiarist.graph.unchosen import Fills, fills_of
 from topiarist.graph.uniform import Move, described_moves
 from topiarist.plan import Member, Slice
 
@@ -89,6 +90,7 @@ class Axes:
         self.bypasses = {name: "".join(forms) for name, forms in trace.forms.items() if len(forms) == 1 and all(forms)}
         self._carried = dict(trace.carried)
         self._lists = dict(trace.lists)
+        self._runs = dict(trace.runs)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.kinds = {name: type(module) for name, module in named_modules(model)}
         self.modules = {name: kind.__name__ for name, kind in self.kinds.items()}
@@ -272,6 +274,15 @@ class Axes:
     def _places_of(self, prefix: str, place: int) -> set[str]:
         """The integers below ``prefix`` that are ``place``."""
         return {path.removeprefix(prefix) for path, n in self.integers.items() if path.startswith(prefix) and n == place}
+
+    def unchosen(self, removed: Mapping[str, Tensor]) -> Fills:
+        """What is to count for nothing in which calls of operators where experts are never chosen, as
+        `topiarist.graph.unchosen.never_chosen` asks; empty where some operator over their axes knows no such thing."""
+        gone = {self[name].leaf: indices for name, indices in removed.items()}
+        fills = fills_of(self._runs, self.graph, gone)
+        places = {(where, module) for _, where, module in fills}
+        known = all((r.where, r.module) in places for name in removed for r in self[name].inexact)
+        return fills if known else {}
 
     def with_bill(self, tensors: Mapping[str, TensorInfo], costs: Iterable[Cost]) -> Axes:
         """The same with other tensors and costs to count."""

@@ -31,7 +31,8 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _CALLER = os.path.join(os.path.dirname(_HERE), "inputs.py")  # calls the model: what is further out is not the model's
-_SKIPPED = (os.path.dirname(torch.__file__) + os.sep, _HERE + os.sep, _CALLER, "<")
+_PROOF = os.path.join(os.path.dirname(_HERE), "shrink", "precision.py")  # stands between the model and torch there
+_SKIPPED = (os.path.dirname(torch.__file__) + os.sep, _HERE + os.sep, _CALLER, _PROOF, "<")
 
 
 @dataclass(frozen=True)

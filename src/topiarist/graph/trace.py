@@ -38,6 +38,7 @@ from topiarist.graph.sizes import (
     source_line,
 )
 from topiarist.graph.stub import stub
+from topiarist.graph.unchosen import NEUTRAL, Call
 from topiarist.outputs import tensors_in
 
 
@@ -68,13 +69,15 @@ class Cost:
 
 
 class _Operator(NamedTuple):
-    """An operator, its rule, whether it hands values on as they are, and whether it writes into what it is given."""
+    """An operator, its rule, whether it hands values on as they are, whether it writes into what it is given, and
+    whether it is noted what it runs over, see `topiarist.graph.unchosen`."""
 
     func: Any
     packet: Any
     rule: Callable[..., None] | None
     keeps_values: bool
     writes: bool
+    is_noted: bool
 
 
 _AS_IT_IS: AbstractContextManager[None] = nullcontext()
@@ -112,6 +115,7 @@ class Trace:
         self.skips_steps = False  # those of recurrent functions, which are no operators to it
         self.kernels = Kernels()
         self.picks = Picks(self)
+        self.runs: dict[Call, list[tuple[Axis, ...]]] = {}  # operators over axes → the axes of their first operands
         self.lists: dict[Axis, tuple[str, ...]] = {}  # experts → module lists of which the entries are these
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._operators: dict[int, _Operator] = {}  # by id: torch hashes them in Python
@@ -409,13 +413,16 @@ class Trace:
         """Let the rule of ``func`` speak, or pin everything where there is none."""
         self._place = None
         outputs = _tensors_of(out)
+        spoken = self._operators.get(id(func)) or self._operator(func)
+        if spoken.is_noted and self.counts:
+            call = str(spoken.packet.__name__), *self.here()
+            self.runs.setdefault(call, []).append(self.axes_of(args[0]))
         if not outputs:  # a number, and whoever asks for it reads what it is of
             for tensor in (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
                 self[tensor]
             return
         if "out" in kwargs:  # the tensor to write into is the output
             kwargs = {k: v for k, v in kwargs.items() if k != "out"}
-        spoken = self._operators.get(id(func)) or self._operator(func)
         found, failure = spoken.rule, None
         if found is not None:
             try:
@@ -438,7 +445,8 @@ class Trace:
     def _operator(self, func: Any) -> _Operator:
         packet = func.overloadpacket
         rule = RULES.get(func) or RULES.get(packet)
-        made = self._operators[id(func)] = _Operator(func, packet, rule, packet in KEEP_VALUES, func._schema.is_mutable)
+        made = _Operator(func, packet, rule, packet in KEEP_VALUES, func._schema.is_mutable, packet in NEUTRAL)
+        self._operators[id(func)] = made
         return made
 
     def _as_indices(self, tensors: Sequence[Any]) -> AbstractContextManager[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from topiarist.errors import InputError
-from topiarist.graph import trace
+from topiarist.graph import Axes, trace
 from topiarist.graph.bypass import identity
 from topiarist.graph.factored import projected
 from topiarist.graph.states import random_states_kept
+from topiarist.graph.unchosen import Fills, never_chosen
 from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
 from topiarist.plan import Plan
@@ -32,7 +34,8 @@ class Verification:
 
     ``error`` is max |masked − shrunk| / max |masked| over the outputs, in float64, with all exact axes cut;
     ``inexact`` names the cut axes for which removing cannot equal zeroing, with the operator that makes it so, and
-    ``inexact_error`` is the same measure with those cut as well (None where there are none).
+    ``inexact_error`` is the same measure with those cut as well (None where there are none). Axes of experts that
+    are cut are in ``unchosen`` where ``error`` holds for them too, against a model that never chooses those that go.
     """
 
     error: float
@@ -40,6 +43,7 @@ class Verification:
     exact: tuple[str, ...]
     inexact: Mapping[str, str]
     inexact_error: float | None
+    unchosen: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -52,6 +56,9 @@ class Verification:
             f"masked and shrunk {verdict}: relative error {self.error:.1e} in float64 over {len(self.exact)} exact "
             f"axes (tolerance {self.tolerance:.0e})"
         )
+        if self.unchosen:
+            text += f"; of {len(self.unchosen)} axes of experts, which zeroing does not describe, those that go are masked"
+            text += " by never being chosen"
         if self.inexact:
             text += f"; {len(self.inexact)} inexact axes, error {self.inexact_error:.1e} with them cut too: "
             text += "; ".join(f"{name}: {reason}" for name, reason in self.inexact.items())
@@ -67,7 +74,9 @@ def verify(
     the model's weights and once with all parameters moved by N(0, 1 / 4n), n the weights that one output has, so that
     layers that begin at zero cannot hide a wrong cut behind them. What the model draws at random is the same in every
     run. Where the plan cuts axes over which an operator runs (a layer norm, say), equality is demanded of the other
-    axes alone, on a model shrunk by those, and the inexact ones are named.
+    axes alone, on a model shrunk by those, and the inexact ones are named. Experts are an exception: the whole cut is
+    compared with a model in which those that go are never chosen (`topiarist.graph.unchosen`), as far as all operators
+    over their axis know what that means.
 
     Raises:
         InputError: ``small`` does not hold the tensors that ``plan`` leaves of ``model``, or the model runs an
@@ -92,34 +101,49 @@ def verify(
         return Verification(max(error, own), tolerance, exact_names, {}, None)
     if not inexact:
         return Verification(_worst(model, small, plan, inputs, tolerance), tolerance, exact_names, {}, None)
-    part = exact_part(model, plan, example_inputs)
+    axes = trace(model, example_inputs)
+    part = exact_part(plan, axes)
     error = _worst(model, shrink(model, part), part, inputs, tolerance)
     own = _distance(_outputs(in_float64(whole), inputs), _outputs(in_float64(small), inputs))  # the one to be proved
-    return Verification(max(error, own), tolerance, exact_names, inexact, _gap_of(model, small, plan, inputs))
+    experts = {name: plan.removed[name] for name in inexact if axes[name].is_expert}
+    fills = axes.unchosen(experts) if [*experts] == [*inexact] else {}
+    if not fills:
+        return Verification(max(error, own), tolerance, exact_names, inexact, _gap_of(model, small, plan, inputs))
+    error = max(error, own, _worst(model, small, plan, inputs, tolerance, fills))
+    return Verification(error, tolerance, exact_names, {}, None, tuple(experts))
 
 
-def _worst(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, tolerance: float) -> float:
-    """The larger of the errors with the model's weights and with moved ones; the first that is too large ends it."""
-    error = _gap_of(model, small, plan, inputs)
+def _worst(
+    model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, tolerance: float, fills: Fills | None = None
+) -> float:
+    """The larger of the errors with the model's weights and with moved ones; the first that is too large ends it.
+
+    With ``fills`` the model is the one that never chooses what goes, and nothing is zeroed.
+    """
+    error = _gap_of(model, small, plan, inputs, fills=fills)
     for scale in _MOVES if error <= tolerance else ():
         moved = _moved(model, inputs, scale)
-        gap = _gap_of(moved, shrink(moved, plan), plan, inputs, outside_domain=-1.0)
+        gap = _gap_of(moved, shrink(moved, plan), plan, inputs, outside_domain=-1.0, fills=fills)
         if gap >= 0:
             return max(error, gap)
     return error
 
 
-def exact_part(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
+def exact_part(plan: Plan, axes: Axes) -> Plan:
     """The part of ``plan`` that cuts exact axes only."""
-    axes = trace(model, example_inputs)
     removed = {name: gone for name, gone in plan.removed.items() if name not in plan.inexact}
     return Plan(plan.structure, removed, axes.slices(removed), axes.attributes(removed)[0])
 
 
-def _gap_of(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, outside_domain: float = float("inf")) -> float:
+def _gap_of(
+    model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, outside_domain: float = float("inf"),
+    fills: Fills | None = None,
+) -> float:  # fmt: skip
     """max |masked − small| / max |masked|; ``outside_domain`` where the masked model returns what is not a number."""
     try:
-        expected = _outputs(_zeroed(in_float64(model), plan), inputs)
+        masked = in_float64(model)
+        with nullcontext() if fills is None else never_chosen(masked, fills):
+            expected = _outputs(_zeroed(masked, plan) if fills is None else masked, inputs)
     except RuntimeError as error:  # of an operator without a float64 kernel, or a type that is written in the code
         raise InputError(
             f"{type(model).__name__} does not run in float64, in which the proof is done ({error}); compare it with "
