@@ -18,8 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from topiarist.graph.axis import Axis
 from topiarist.graph.reasons import Reason
-from topiarist.graph.rules import named
-from topiarist.graph.rules.picked import Pick, SpoiltError, Use, becomes
+from topiarist.graph.rules.picked import SUMS, Pick, SpoiltError, Use, becomes, summed
 from topiarist.graph.rules.values import KEEP_VALUES
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 _USED = "its indices become values"
-_KEEP_ZEROS = KEEP_VALUES.union(named("sum", "any", "amax"))
 
 
 class Picks:
@@ -41,7 +39,7 @@ class Picks:
         self._members: dict[tuple[Axis, int], dict[str, None]] = {}  # index → modules that deal with its picks
         self._loose: set[str] = set()  # entries whose outputs count for every token
         self._of: dict[int, Pick] = {}  # by id of the tensor, which the trace keeps; so do the next two
-        self._one_hot: dict[int, Axis] = {}  # tensors that are zero at indices of the axis that are not chosen
+        self._one_hot: dict[int, Pick] = {}  # tensors that are zero at indices of the axis that are not chosen
         self._made: dict[int, str] = {}  # what an entry of a list returned for every token
         self._at_work: dict[str, Pick] = {}  # modules that run on rows
 
@@ -119,7 +117,7 @@ class Picks:
 
     def put_one_hot(self, tensor: Tensor, axis: Axis) -> None:
         """Say that a tensor is zero at indices of ``axis`` that are not chosen."""
-        self._one_hot[id(tensor)] = axis
+        self._one_hot[id(tensor)] = Pick(axis, 0)
 
     def follow(self, packet: Any, args: Sequence[Any], kwargs: Any, outputs: Sequence[Tensor]) -> None:
         """Say of what an operator returned whether it is a pick, and pin the axis where it cannot be followed."""
@@ -144,22 +142,23 @@ class Picks:
     def _compared(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         ranges = self._trace.indices(args[0]).ranges
         if ranges is not None:
-            self._begin(ranges, args[1], outputs)
+            self._begin(Pick(ranges, args[1]), outputs)
 
-    def _of_one_hot(self, packet: Any, args: Sequence[Any], hot: Axis, outputs: Sequence[Tensor]) -> None:
+    def _of_one_hot(self, packet: Any, args: Sequence[Any], hot: Pick, outputs: Sequence[Tensor]) -> None:
         """A single index of a one-hot encoding is a pick; what keeps the zeros stays one-hot."""
         find, trace = self._trace.graph.find, self._trace
-        if packet is aten.select and find(trace.axes_of(args[0])[args[1]]) is find(hot):
+        if packet is aten.select and find(trace.axes_of(args[0])[args[1]]) is find(hot.axis):
             trace.drop_pins(outputs)
-            self._begin(hot, args[2] % args[0].shape[args[1]], outputs)
-        elif packet in _KEEP_ZEROS:
+            self._begin(hot._replace(index=args[2] % args[0].shape[args[1]]), outputs)
+        elif packet in KEEP_VALUES or packet in SUMS:
+            times = hot.times * summed(args[0], outputs[0]) if packet in SUMS else hot.times
             for out in outputs:
-                if any(find(axis) is find(hot) for axis in trace.axes_of(out)):
-                    self.put_one_hot(out, hot)
+                if any(find(axis) is find(hot.axis) for axis in trace.axes_of(out)):
+                    self._one_hot[id(out)] = hot._replace(times=times)
 
-    def _begin(self, axis: Axis, index: int, outputs: Sequence[Tensor]) -> None:
-        self.axes.setdefault(axis, Reason(_USED, "order", *self._trace.here()))
-        self._of.update((id(out), Pick(axis, index)) for out in outputs)
+    def _begin(self, pick: Pick, outputs: Sequence[Tensor]) -> None:
+        self.axes.setdefault(pick.axis, Reason(_USED, "order", *self._trace.here()))
+        self._of.update((id(out), pick) for out in outputs)
 
     def _used(
         self, packet: Any, args: Sequence[Any], tensors: Sequence[Tensor], given: Mapping[int, Pick],

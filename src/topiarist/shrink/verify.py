@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -108,25 +108,39 @@ def verify(
     experts = {name: plan.removed[name] for name in inexact if axes[name].is_expert}
     fills = axes.unchosen(experts) if [*experts] == [*inexact] else {}
     if not fills:
-        return Verification(max(error, own), tolerance, exact_names, inexact, _gap_of(model, small, plan, inputs))
-    error = max(error, own, _worst(model, small, plan, inputs, tolerance, fills))
+        gap = _gap_of(model, small, _Masked(plan), inputs)
+        return Verification(max(error, own), tolerance, exact_names, inexact, gap)
+    error = max(error, own, _worst(model, small, plan, inputs, tolerance, _Masked(part, fills)))
     return Verification(error, tolerance, exact_names, {}, None, tuple(experts))
 
 
 def _worst(
-    model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, tolerance: float, fills: Fills | None = None
+    model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, tolerance: float, masked: _Masked | None = None
 ) -> float:
-    """The larger of the errors with the model's weights and with moved ones; the first that is too large ends it.
-
-    With ``fills`` the model is the one that never chooses what goes, and nothing is zeroed.
-    """
-    error = _gap_of(model, small, plan, inputs, fills=fills)
+    """The larger of the errors with the model's weights and with moved ones; the first that is too large ends it."""
+    masked = masked or _Masked(plan)
+    error = _gap_of(model, small, masked, inputs)
     for scale in _MOVES if error <= tolerance else ():
         moved = _moved(model, inputs, scale)
-        gap = _gap_of(moved, shrink(moved, plan), plan, inputs, outside_domain=-1.0, fills=fills)
+        gap = _gap_of(moved, shrink(moved, plan), masked, inputs, outside_domain=-1.0)
         if gap >= 0:
             return max(error, gap)
     return error
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """What a model is without when nothing is cut out of it: what ``plan`` removes is zero, and where ``fills`` say so,
+    experts are never chosen."""
+
+    plan: Plan
+    fills: Fills = field(default_factory=dict)
+
+    def outputs(self, model: nn.Module, inputs: Any) -> list[Tensor]:
+        """What such a model returns, in float64."""
+        masked = in_float64(model)
+        with never_chosen(masked, self.fills) if self.fills else nullcontext():
+            return _outputs(_zeroed(masked, self.plan), inputs)
 
 
 def exact_part(plan: Plan, axes: Axes) -> Plan:
@@ -136,14 +150,11 @@ def exact_part(plan: Plan, axes: Axes) -> Plan:
 
 
 def _gap_of(
-    model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, outside_domain: float = float("inf"),
-    fills: Fills | None = None,
-) -> float:  # fmt: skip
+    model: nn.Module, small: nn.Module, masked: _Masked, inputs: Any, outside_domain: float = float("inf")
+) -> float:
     """max |masked − small| / max |masked|; ``outside_domain`` where the masked model returns what is not a number."""
     try:
-        masked = in_float64(model)
-        with nullcontext() if fills is None else never_chosen(masked, fills):
-            expected = _outputs(_zeroed(masked, plan) if fills is None else masked, inputs)
+        expected = masked.outputs(model, inputs)
     except RuntimeError as error:  # of an operator without a float64 kernel, or a type that is written in the code
         raise InputError(
             f"{type(model).__name__} does not run in float64, in which the proof is done ({error}); compare it with "

@@ -26,7 +26,7 @@ _WRITES = frozenset(
     )
 )  # fmt: skip
 _LOOKUPS = frozenset(named("index", "index_select", "gather", "embedding"))
-_SUMS = frozenset(named("sum", "nansum", "any", "amax"))
+SUMS = frozenset(named("sum", "nansum", "any", "amax"))
 _PRODUCTS = frozenset(named("mm", "bmm", "mv", "dot"))  # without a bias
 _JOINS = frozenset(named("cat", "stack"))
 _COMPARISONS = frozenset(named("gt", "ne"))
@@ -83,6 +83,11 @@ def becomes(use: Use) -> Pick | None:
     return _of_zeros(use, pick) if pick.rows is None else _of_rows(use, pick, pick.rows)
 
 
+def summed(x: Tensor, out: Tensor) -> int:
+    """How many entries of ``x`` one of ``out`` is made of."""
+    return x.numel() // max(1, out.numel())
+
+
 def _of_rows(use: Use, pick: Pick, rows: Axis) -> Pick:
     """What has no rows stays so, whatever the operator, as long as it has them; their sum is zero."""
     if use.packet in _JOINS and not use.all_picks:
@@ -93,7 +98,7 @@ def _of_rows(use: Use, pick: Pick, rows: Axis) -> Pick:
         return pick
     if use.packet in _LOOKUPS:
         return pick._replace(rows=_new_axis(use))
-    if use.packet in _SUMS or use.packet in _PRODUCTS:
+    if use.packet in SUMS or use.packet in _PRODUCTS:
         return pick._replace(rows=None)
     raise SpoiltError
 
@@ -104,8 +109,8 @@ def _of_zeros(use: Use, pick: Pick) -> Pick | None:
         return pick._replace(rows=use.axes_of(use.outputs[0])[0])
     if packet in _LOOKUPS:
         return _looked_up(use, pick)
-    if packet in _SUMS:
-        return pick._replace(times=pick.times * use.args[0].numel() // max(1, use.outputs[0].numel()))
+    if packet in SUMS:
+        return pick._replace(times=pick.times * summed(use.args[0], use.outputs[0]))
     if packet in _PRODUCTS or (packet in _JOINS and use.all_picks):
         return pick
     if packet in _COMPARISONS and first and _is_zero(use.args[1]):
