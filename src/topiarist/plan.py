@@ -228,7 +228,8 @@ class Plan:
     the form of what they returned (`topiarist.graph.bypass`). ``bases`` maps weights to the columns on whose span they
     are projected, (outputs, rank), and two layers stand for the one (`topiarist.graph.factored`). ``shortened`` maps
     module lists to the entries that leave them, bool (num entries,); names and paths of all other parts are those of
-    before they have left. ``requested`` and ``achieved`` are in the words of `Budget`, and in units and fractions; ``notes`` say what there is to say of them.
+    before they have left. ``requested`` and ``achieved`` are in the words of `Budget`, and in units and fractions;
+    ``notes`` say what there is to say of them.
 
     Example:
         >>> plan = Plan("weight", {"weight": torch.tensor([True, False])})

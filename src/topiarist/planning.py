@@ -530,7 +530,7 @@ class Planner:
         }
 
     @cached_property
-    def _macs_by_tensor(self) -> dict[str, int]:
+    def _macs_by_tensor(self) -> dict[str, float]:
         return self.axes.macs_by_tensor()
 
     @cached_property

@@ -58,6 +58,9 @@ class Assuming(TorchDispatchMode):
         """Nothing is compiled here: torch need not wrap each call of the mode so that it is not."""
         return False
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = assumed(func, args, kwargs or {}, lambda tensor: True) if is_search(func) else None
         return func(*args, **(kwargs or {})) if found is None else found

@@ -253,7 +253,7 @@ class Axes:
         return self.without(modules) if modules else self
 
     def entries(self, name: str) -> list[Member]:
-        """Of an axis with module lists, the parameters of the entries, each of which belongs to one index as a whole."""
+        """Of an axis with module lists, the parameters of their entries: each belongs to one index as a whole."""
         return [
             Member(tensor, None, torch.tensor(i))
             for path in self[name].lists
@@ -273,7 +273,9 @@ class Axes:
 
     def _places_of(self, prefix: str, place: int) -> set[str]:
         """The integers below ``prefix`` that are ``place``."""
-        return {path.removeprefix(prefix) for path, n in self.integers.items() if path.startswith(prefix) and n == place}
+        return {
+            path.removeprefix(prefix) for path, n in self.integers.items() if path.startswith(prefix) and n == place
+        }
 
     def unchosen(self, removed: Mapping[str, Tensor]) -> Fills:
         """What is to count for nothing in which calls of operators where experts are never chosen, as

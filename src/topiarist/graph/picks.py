@@ -59,7 +59,7 @@ class Picks:
     def forget(self) -> None:
         """The tensors are gone."""
         for held in (self._of, self._one_hot, self._made, self._at_work):
-            held.clear()  # type: ignore[attr-defined]
+            held.clear()
 
     def is_pick(self, tensor: Tensor) -> bool:
         """Whether a tensor is nothing unless some index is chosen."""
@@ -89,7 +89,7 @@ class Picks:
         return None if pick is None else (pick.axis, pick.times)
 
     def _deals_with(self, pick: Pick, name: str) -> None:
-        members = self._members.setdefault((pick.axis, pick.index), {})
+        members = self._members.setdefault((pick.axis, pick.place), {})
         if not any(name.startswith(f"{outer}.") for outer in members):
             members[name] = None
 
@@ -97,9 +97,9 @@ class Picks:
         """The module lists of which entry i deals with index i of ``axis``, and with no other; none where the entries
         of some list deal with it in another way."""
         by_list: dict[str, dict[int, set[str]]] = {}
-        for (other, index), names in self._members.items():
+        for (other, place), names in self._members.items():
             for name in names if self._trace.graph.find(other) is axis else ():
-                by_list.setdefault(self._entries[name], {}).setdefault(index, set()).add(name)
+                by_list.setdefault(self._entries[name], {}).setdefault(place, set()).add(name)
         aligned = [path for path, found in by_list.items() if self._is_aligned(path, found, axis.size)]
         others = [found for path, found in by_list.items() if path not in aligned]
         shared = all(len(found) == axis.size and len(set(map(frozenset, found.values()))) == 1 for found in others)
@@ -107,7 +107,9 @@ class Picks:
 
     def _is_aligned(self, path: str, found: Mapping[int, set[str]], num: int) -> bool:
         by_place = {i: {f"{path}.{i}"} for i in range(num)}
-        return self._lengths[path] == num and found == by_place and self._loose.isdisjoint(set().union(*by_place.values()))
+        return (
+            self._lengths[path] == num and found == by_place and self._loose.isdisjoint(set().union(*by_place.values()))
+        )
 
     # ------------------------------------------------------------------ operators
 
@@ -127,7 +129,7 @@ class Picks:
         hot = self._one_hot.get(id(tensors[0])) if tensors else None
         for out in outputs:
             for held in (self._of, self._one_hot, self._made):
-                held.pop(id(out), None)  # type: ignore[attr-defined]
+                held.pop(id(out), None)
         if given:
             self._used(packet, args, tensors, given, made, outputs)
         elif self.compares(packet, args):
@@ -149,7 +151,7 @@ class Picks:
         find, trace = self._trace.graph.find, self._trace
         if packet is aten.select and find(trace.axes_of(args[0])[args[1]]) is find(hot.axis):
             trace.drop_pins(outputs)
-            self._begin(hot._replace(index=args[2] % args[0].shape[args[1]]), outputs)
+            self._begin(hot._replace(place=args[2] % args[0].shape[args[1]]), outputs)
         elif packet in KEEP_VALUES or packet in SUMS:
             times = hot.times * summed(args[0], outputs[0]) if packet in SUMS else hot.times
             for out in outputs:
@@ -166,7 +168,7 @@ class Picks:
     ) -> None:  # fmt: skip
         graph = self._trace.graph
         try:
-            if len({(graph.find(pick.axis), pick.index) for pick in given.values()}) > 1:
+            if len({(graph.find(pick.axis), pick.place) for pick in given.values()}) > 1:
                 raise SpoiltError
             for name in made:
                 self._deals_with(next(iter(given.values())), name)

@@ -21,7 +21,9 @@ from topiarist.graph.rules import named
 from topiarist.graph.sizes import source_line
 
 Call = tuple[str, str, str]  # an operator, the source line that calls it and the module that runs
-Fills = Mapping[Call, Sequence[tuple[int, Tensor]]]  # by dimension of the first operand: bool (size,), what does not count
+Fills = Mapping[
+    Call, Sequence[tuple[int, Tensor]]
+]  # by dimension of the first operand: bool (size,), what does not count
 _BEST = named("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "topk", "argmax", "max", "amax",
               "logsumexp")  # fmt: skip
 NEUTRAL: dict[Any, float] = {

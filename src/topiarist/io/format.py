@@ -170,7 +170,9 @@ def rewritten(model: nn.Module) -> dict[str, Any]:
     return {
         "bypassed": {name: m.form for name, m in modules.items() if isinstance(m, Bypass)},
         "factored": {name: m.rank for name, m in modules.items() if isinstance(m, Factored)},
-        "shortened": {n: kept_places(m) for n, m in modules.items() if isinstance(m, nn.ModuleList) and is_shortened(m)},
+        "shortened": {
+            n: kept_places(m) for n, m in modules.items() if isinstance(m, nn.ModuleList) and is_shortened(m)
+        },
     }
 
 

@@ -57,8 +57,7 @@ class Verification:
             f"axes (tolerance {self.tolerance:.0e})"
         )
         if self.unchosen:
-            text += f"; of {len(self.unchosen)} axes of experts, which zeroing does not describe, those that go are masked"
-            text += " by never being chosen"
+            text += f", and {len(self.unchosen)} axes of experts, of which those that go are never chosen"
         if self.inexact:
             text += f"; {len(self.inexact)} inexact axes, error {self.inexact_error:.1e} with them cut too: "
             text += "; ".join(f"{name}: {reason}" for name, reason in self.inexact.items())

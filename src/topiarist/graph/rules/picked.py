@@ -35,11 +35,11 @@ _MASKS = (torch.bool, torch.uint8)
 
 
 class Pick(NamedTuple):
-    """A tensor that is zero everywhere unless ``index`` of ``axis`` is chosen; with ``rows``, an axis of it, one that
-    has no rows then. Each entry, or row, may stand for any of ``times`` choices."""
+    """A tensor that is zero everywhere unless index ``place`` of ``axis`` is chosen; with ``rows``, an axis of it, one
+    that has no rows then. Each entry, or row, may stand for any of ``times`` choices."""
 
     axis: Axis
-    index: int
+    place: int
     times: int = 1
     rows: Axis | None = None
 
