@@ -26,7 +26,7 @@ from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.assumed import Assuming, assumed, is_search
-from topiarist.graph.blueprint import read
+from topiarist.graph.blueprint import Blueprint, read
 from topiarist.graph.copies import UncopiedError, model_tensors, named_modules, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.modes import Modes
@@ -136,7 +136,6 @@ class _Functions(TorchFunctionMode):
         return self.bodies[func]
 
 
-@collector_paused()
 def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> Axes:
     """Infer the axes of ``model``: which tensor dimensions live and die together, and which may not shrink, and why.
 
@@ -162,7 +161,13 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
     lazy = [name for name, tensor, _ in held if torch.nn.parameter.is_lazy(tensor)]
     if lazy:
         raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
-    blueprint = None if uniform is None else read(model, uniform)
+    with collector_paused():
+        return _traced(model, example_inputs, held, None if uniform is None else read(model, uniform))
+
+
+def _traced(
+    model: nn.Module, example_inputs: Any, held: Sequence[tuple[str, Tensor, str]], blueprint: Blueprint | None
+) -> Axes:
     state = Trace()
     tensors = _register(state, held)
     integers = attributes.integer_attributes(model)

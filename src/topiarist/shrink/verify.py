@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +108,7 @@ def verify(
     experts = {name: plan.removed[name] for name in inexact if axes[name].is_expert}
     fills = axes.unchosen(experts) if [*experts] == [*inexact] else {}
     if not fills:
-        gap = _gap_of(model, small, _Masked(plan), inputs)
+        gap = _error(model, small, _Masked(plan), inputs)
         return Verification(max(error, own), tolerance, exact_names, inexact, gap)
     error = max(error, own, _worst(model, small, plan, inputs, tolerance, _Masked(part, fills)))
     return Verification(error, tolerance, exact_names, {}, None, tuple(experts))
@@ -118,11 +119,12 @@ def _worst(
 ) -> float:
     """The larger of the errors with the model's weights and with moved ones; the first that is too large ends it."""
     masked = masked or _Masked(plan)
-    error = _gap_of(model, small, masked, inputs)
+    error = _error(model, small, masked, inputs)
     for scale in _MOVES if error <= tolerance else ():
         moved = _moved(model, inputs, scale)
-        gap = _gap_of(moved, shrink(moved, plan), masked, inputs, outside_domain=-1.0)
-        if gap >= 0:
+        smaller = shrink(moved, plan)
+        gap = _gap_of([moved].pop, [smaller].pop, masked, inputs)  # its own to change: large ones have no room for two
+        if gap is not None:
             return max(error, gap)
     return error
 
@@ -136,10 +138,9 @@ class _Masked:
     fills: Fills = field(default_factory=dict)
 
     def outputs(self, model: nn.Module, inputs: Any) -> list[Tensor]:
-        """What such a model returns, in float64."""
-        masked = in_float64(model)
-        with never_chosen(masked, self.fills) if self.fills else nullcontext():
-            return _outputs(_zeroed(masked, self.plan), inputs)
+        """What ``model`` returns so; it is changed."""
+        with never_chosen(model, self.fills) if self.fills else nullcontext():
+            return _outputs(_zeroed(model, self.plan), inputs)
 
 
 def exact_part(plan: Plan, axes: Axes) -> Plan:
@@ -148,20 +149,29 @@ def exact_part(plan: Plan, axes: Axes) -> Plan:
     return Plan(plan.structure, removed, axes.slices(removed), axes.attributes(removed)[0])
 
 
-def _gap_of(
-    model: nn.Module, small: nn.Module, masked: _Masked, inputs: Any, outside_domain: float = float("inf")
-) -> float:
-    """max |masked − small| / max |masked|; ``outside_domain`` where the masked model returns what is not a number."""
+def _error(model: nn.Module, small: nn.Module, masked: _Masked, inputs: Any) -> float:
+    """max |masked − small| / max |masked|; infinite where the masked model returns what is not a number."""
+    gap = _gap_of(lambda: in_float64(model), lambda: in_float64(small), masked, inputs)
+    return math.inf if gap is None else gap
+
+
+def _gap_of(model: Callable[[], nn.Module], small: Callable[[], nn.Module], how: _Masked, inputs: Any) -> float | None:
+    """The same of models in float64, each made when it is its turn; ``model`` is changed.
+
+    None where the masked model returns what is not a number: weights outside of its domain.
+    """
+    masked = model()
     try:
-        expected = masked.outputs(model, inputs)
+        expected = how.outputs(masked, inputs)
     except RuntimeError as error:  # of an operator without a float64 kernel, or a type that is written in the code
         raise InputError(
-            f"{type(model).__name__} does not run in float64, in which the proof is done ({error}); compare it with "
+            f"{type(masked).__name__} does not run in float64, in which the proof is done ({error}); compare it with "
             f"the smaller model on your own data"
         ) from error
     if any(bool(t.isnan().any()) for t in expected):
-        return outside_domain
-    return _distance(expected, _outputs(in_float64(small), inputs))
+        return None
+    del masked
+    return _distance(expected, _outputs(small(), inputs))
 
 
 def _distance(expected: list[Tensor], found: list[Tensor]) -> float:
