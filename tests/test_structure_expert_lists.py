@@ -61,6 +61,14 @@ class DenseMaskAfter(Mixture):
         return total
 
 
+class Scattered(Mixture):
+    """The weights of the chosen stand among zeros, and experts count by theirs."""
+
+    def mixed(self, x, weights, chosen):
+        every = torch.zeros(len(x), self.num, dtype=x.dtype, device=x.device).scatter_(1, chosen, weights)
+        return sum(every[:, i, None] * each(x) for i, each in enumerate(self.experts))
+
+
 class Where(Mixture):
     def mixed(self, x, weights, chosen):
         total = torch.zeros_like(x)
@@ -153,7 +161,7 @@ class KnowTheirPlaces(Mixture):
         return total
 
 
-NETS = [DenseMask, DenseMaskAfter, Where, WhereIfAny, MaskedRows, OneHot, TopOne, KnowTheirPlaces]
+NETS = [DenseMask, DenseMaskAfter, Scattered, Where, WhereIfAny, MaskedRows, OneHot, TopOne, KnowTheirPlaces]
 X = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(0))
 
 

@@ -319,6 +319,22 @@ class Plan:
         stay = {id(t) for n, t in parameters.items() if n not in found}
         return [n for n, t in found.items() if id(t) not in stay]
 
+    def renamed(self, name: str) -> str | None:
+        """The name of a tensor or module in the smaller model; None where it has left with an entry of a list.
+
+        Example:
+            >>> plan = Plan("expert", {}, shortened={"experts": torch.tensor([True, False])})
+            >>> plan.renamed("experts.0.weight"), plan.renamed("experts.1.weight"), plan.renamed("gate.weight")
+            (None, 'experts.0.weight', 'gate.weight')
+        """
+        for path, gone in sorted(self.shortened.items(), key=lambda item: -len(item[0])):  # inner lists first
+            if name.startswith(f"{path}."):
+                place, dot, rest = name.removeprefix(f"{path}.").partition(".")
+                if bool(gone[int(place)]):
+                    return None
+                name = f"{path}.{int((~gone[: int(place)]).sum())}{dot}{rest}"
+        return name
+
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` reads it back to an equal plan."""
         return json.dumps(self._json(), indent=1)

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from topiarist.graph.axis import Axis
 from topiarist.graph.reasons import Reason
-from topiarist.graph.rules.picked import SUMS, Pick, SpoiltError, Use, becomes, summed
+from topiarist.graph.rules import named
+from topiarist.graph.rules.picked import SUMS, Pick, SpoiltError, Use, becomes, check_total, summed
 from topiarist.graph.rules.values import KEEP_VALUES
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 _USED = "its indices become values"
+_BLANKS = frozenset(named("zeros", "zeros_like", "new_zeros"))
+_SCATTERS = frozenset(named("scatter", "scatter_"))
 
 
 class Picks:
@@ -40,6 +43,7 @@ class Picks:
         self._loose: set[str] = set()  # entries whose outputs count for every token
         self._of: dict[int, Pick] = {}  # by id of the tensor, which the trace keeps; so do the next two
         self._one_hot: dict[int, Pick] = {}  # tensors that are zero at indices of the axis that are not chosen
+        self._blank: set[int] = set()  # tensors of zeros
         self._made: dict[int, str] = {}  # what an entry of a list returned for every token
         self._at_work: dict[str, Pick] = {}  # modules that run on rows
 
@@ -58,7 +62,7 @@ class Picks:
 
     def forget(self) -> None:
         """The tensors are gone."""
-        for held in (self._of, self._one_hot, self._made, self._at_work):
+        for held in (self._of, self._one_hot, self._blank, self._made, self._at_work):
             held.clear()
 
     def is_pick(self, tensor: Tensor) -> bool:
@@ -126,10 +130,9 @@ class Picks:
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         given = {id(t): self._of[id(t)] for t in tensors if id(t) in self._of}
         made = [self._made[id(t)] for t in tensors if id(t) in self._made]
-        hot = self._one_hot.get(id(tensors[0])) if tensors else None
-        for out in outputs:
-            for held in (self._of, self._one_hot, self._made):
-                held.pop(id(out), None)
+        hot = self._scattered(packet, args) or (self._one_hot.get(id(tensors[0])) if tensors else None)
+        is_blank = packet in _BLANKS or (packet in KEEP_VALUES and id(tensors[0]) in self._blank)
+        self.overwritten(outputs)
         if given:
             self._used(packet, args, tensors, given, made, outputs)
         elif self.compares(packet, args):
@@ -138,8 +141,24 @@ class Picks:
             self._made.update((id(out), made[0]) for out in outputs)
         else:
             self._loose.update(made)
-            if hot is not None:
+            if is_blank:
+                self._blank.update(map(id, outputs))
+            elif hot is not None:
                 self._of_one_hot(packet, args, hot, outputs)
+
+    def overwritten(self, tensors: Sequence[Tensor]) -> None:
+        """These tensors hold something new."""
+        for tensor in tensors:
+            for held in (self._of, self._one_hot, self._made):
+                held.pop(id(tensor), None)
+            self._blank.discard(id(tensor))
+
+    def _scattered(self, packet: Any, args: Sequence[Any]) -> Pick | None:
+        """What is written among zeros, at the places that were chosen."""
+        if packet not in _SCATTERS or id(args[0]) not in self._blank:
+            return None
+        ranges = self._trace.indices(args[2]).ranges
+        return None if ranges is None else Pick(ranges, 0)
 
     def _compared(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         ranges = self._trace.indices(args[0]).ranges
@@ -152,7 +171,7 @@ class Picks:
         if packet is aten.select and find(trace.axes_of(args[0])[args[1]]) is find(hot.axis):
             trace.drop_pins(outputs)
             self._begin(hot._replace(place=args[2] % args[0].shape[args[1]]), outputs)
-        elif packet in KEEP_VALUES or packet in SUMS:
+        elif packet in KEEP_VALUES or packet in SUMS or packet in _SCATTERS:
             times = hot.times * summed(args[0], outputs[0]) if packet in SUMS else hot.times
             for out in outputs:
                 if any(find(axis) is find(hot.axis) for axis in trace.axes_of(out)):
@@ -168,11 +187,13 @@ class Picks:
     ) -> None:  # fmt: skip
         graph = self._trace.graph
         try:
+            use = Use(packet, args, tensors, given, outputs, self._trace.axes_of, graph)
             if len({(graph.find(pick.axis), pick.place) for pick in given.values()}) > 1:
-                raise SpoiltError
+                check_total(use)
+                return
             for name in made:
                 self._deals_with(next(iter(given.values())), name)
-            pick = becomes(Use(packet, args, tensors, given, outputs, self._trace.axes_of, graph))
+            pick = becomes(use)
         except SpoiltError:
             for each in given.values():
                 self._trace.pin(each.axis, _USED)

@@ -504,6 +504,7 @@ class Trace:
         """Other tensors on the storage of one that was written into may no longer be zero, or of one value."""
         for output in outputs:
             keeps_zero = all(self[output].zero)
+            self.picks.overwritten([t for t in self._sharing.get(_storage(output), ()) if t is not output])
             for other in self._sharing.get(_storage(output), ()):
                 known = self._known[id(other)][1]
                 if other is not output and (known.is_uniform or (any(known.zero) and not keeps_zero)):

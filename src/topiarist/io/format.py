@@ -187,7 +187,7 @@ def rewrite(model: nn.Module, description: Description) -> None:
             replace_module(model, name, partial(Bypass.of, form=form))
         for name, rank in description.factored.items():
             replace_module(model, name, partial(Factored.empty, rank=rank))
-        for name, places in description.shortened.items():
+        for name, places in sorted(description.shortened.items(), key=lambda item: len(item[0])):  # outer lists first
             shorten(model, name, places)
     except InputError as error:
         raise FormatError(f"{DESCRIPTION} does not fit the model: {error}") from error

@@ -57,7 +57,7 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
     for name, basis in plan.bases.items():
         replace_module(small, _layer_of(small, name), partial(Factored.of, basis=basis))
     attributes.update(small, plan.attributes)
-    for name, gone in plan.shortened.items():
+    for name, gone in sorted(plan.shortened.items(), key=lambda item: -len(item[0])):  # inner lists first
         shorten(small, name, (~gone).nonzero().flatten().tolist())
     synchronise(small)
     if example_inputs is not None:

@@ -83,6 +83,21 @@ def becomes(use: Use) -> Pick | None:
     return _of_zeros(use, pick) if pick.rows is None else _of_rows(use, pick, pick.rows)
 
 
+def check_total(use: Use) -> None:
+    """Picks of several indices may be added up: each is a term that goes with its index.
+
+    Raises:
+        SpoiltError: the operator does something else with them.
+    """
+    constants = [a for a in use.args if isinstance(a, (int, float)) and not _is_zero(a)]
+    if _name_of(use) not in _NEUTRAL or constants or any(pick.rows is not None for pick in use.picks.values()):
+        raise SpoiltError
+
+
+def _name_of(use: Use) -> str:
+    return str(use.packet.__name__).removesuffix("_")
+
+
 def summed(x: Tensor, out: Tensor) -> int:
     """How many entries of ``x`` one of ``out`` is made of."""
     return x.numel() // max(1, out.numel())
@@ -142,7 +157,7 @@ def _new_axis(use: Use) -> Axis:
 
 
 def _pointwise(use: Use, pick: Pick, first: bool) -> Pick | None:
-    name = use.packet.__name__.removesuffix("_")
+    name = _name_of(use)
     keeps = KEEPS_ZERO.get(name, False)
     constants = [a for a in use.args if isinstance(a, (int, float)) and not _is_zero(a)]
     if keeps == "any" or (first and keeps in (True, "first")):
