@@ -16,7 +16,7 @@ from topiarist import Budget
 from topiarist.errors import BudgetError, FormatError, InputError
 from topiarist.graph import trace
 from topiarist.plan import Plan, Slice
-from topiarist.testing.invariants import count_macs
+from topiarist.testing.invariants import count_macs, nothing_left_behind
 
 NUM, WIDTH = 6, 5
 
@@ -302,6 +302,37 @@ def test_each_of_two_mixtures_loses_its_own_and_widths_go_too():
     last = topiarist.prune(narrow.model, X, structure="expert", budget=Budget(sparsity=0.1))
     params = [sum(p.numel() for p in net.parameters()) for net in (narrow.model, last.model)]
     assert last.plan.achieved["params"] == params[1] / params[0]  # experts are of several sizes now
+
+
+def test_names_and_optimizers_follow_the_new_numbers():
+    model = made(Where)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(X).pow(2).sum().backward()
+    optimizer.step()
+    plan = topiarist.plan(model, X, structure="expert", budget=Budget(sparsity=0.5))
+    small = topiarist.shrink(model, plan)
+    own = dict(small.named_parameters())
+    names = {name: plan.renamed(name) for name, _ in model.named_parameters()}
+    assert {name for name in names.values() if name is not None} == own.keys()
+    carried = topiarist.recover.carry_optimizer(optimizer, model, small, plan)
+    for name, parameter in model.named_parameters():
+        if names[name] is not None and name not in plan.slices:
+            assert torch.equal(own[names[name]], parameter)
+            found, before = carried.state[own[names[name]]], optimizer.state[parameter]
+            assert torch.equal(found["exp_avg"], before["exp_avg"])
+    assert sum(len(group["params"]) for group in carried.param_groups) == len(own)
+
+
+def test_a_single_token_is_enough_to_see_it():
+    axis = trace(made(WhereIfAny, 1), X[:1])["router.weight:0"]
+    assert (axis.lists, axis.pins, axis.minimum) == (("experts",), (), 1)
+    assert "entry i of experts goes with index i" in trace(made(Where), X).explain("router.weight:0")
+
+
+def test_nothing_is_left_behind():
+    model = made(WhereIfAny)
+    with nothing_left_behind(model, X):
+        topiarist.prune(model, X, structure="expert", budget=Budget(sparsity=0.5))
 
 
 # --------------------------------------------------------------------------------------------------- what is refused

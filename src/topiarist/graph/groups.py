@@ -23,7 +23,7 @@ from topiarist.graph.matrix import Matrix
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.sizes import Constraint, text
 from topiarist.graph.sizing import Sizing, Step
-from topiarist.graph.unchosen import Fills, fills_of
+from topiarist.graph.unchosen import Fills, fills_of, is_known
 from topiarist.graph.uniform import Move, described_moves
 from topiarist.plan import Member, Slice
 
@@ -282,8 +282,7 @@ class Axes:
         `topiarist.graph.unchosen.never_chosen` asks; empty where some operator over their axes knows no such thing."""
         gone = {self[name].leaf: indices for name, indices in removed.items()}
         fills = fills_of(self._runs, self.graph, gone)
-        places = {(where, module) for _, where, module in fills}
-        known = all((r.where, r.module) in places for name in removed for r in self[name].inexact)
+        known = all(is_known(reason, fills) for name in removed for reason in self[name].inexact)
         return fills if known else {}
 
     def with_bill(self, tensors: Mapping[str, TensorInfo], costs: Iterable[Cost]) -> Axes:

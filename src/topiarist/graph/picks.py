@@ -127,7 +127,7 @@ class Picks:
 
     def follow(self, packet: Any, args: Sequence[Any], kwargs: Any, outputs: Sequence[Tensor]) -> None:
         """Say of what an operator returned whether it is a pick, and pin the axis where it cannot be followed."""
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = _operands(args, kwargs)
         given = {id(t): self._of[id(t)] for t in tensors if id(t) in self._of}
         made = [self._made[id(t)] for t in tensors if id(t) in self._made]
         hot = self._scattered(packet, args) or (self._one_hot.get(id(tensors[0])) if tensors else None)
@@ -200,3 +200,14 @@ class Picks:
             return
         if pick is not None:
             self._of.update((id(out), pick) for out in outputs)
+
+
+def _operands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that an operator is given, alone or in lists."""
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend([each for each in value if isinstance(each, Tensor)])
+    return found

@@ -183,6 +183,7 @@ class Trace:
             if all("expert" in leaf.roles for leaf in self.graph.leaves(axis)):
                 for leaf in self.graph.leaves(axis):
                     self.graph.least[leaf] = max(num, self.graph.least.get(leaf, 1))
+                    self._tie_counts(self._holders(leaf), leaf)
             else:
                 self.graph.pin(axis, reason)
 
@@ -198,9 +199,14 @@ class Trace:
             leaf.roles.add("expert")
             self._tie_counts({path.rpartition(".")[0] for path in lists}, leaf)
 
+    def _holders(self, leaf: Axis) -> set[str]:
+        """The modules that hold stacks of weights along an axis."""
+        held = (name for name, axes in self.sources.items() if len(axes) > 2 and leaf in map(self.graph.find, axes))
+        return {name.rpartition(".")[0] for name in held}
+
     def _tie_counts(self, modules: set[str], leaf: Axis) -> None:
-        """A number of its own that a module keeps beside a list, as many as the list is long, and of which nothing else
-        is seen, counts it: what ``range`` does with a size cannot be seen."""
+        """A number of its own that a module keeps beside its experts, as many as there are, and of which nothing else
+        is seen, counts them: what ``range`` does with a size cannot be seen."""
         seen = {path for c in self.constraints for path in paths_in(c.expression)}
         for path, value in self.integers.items():
             module, _, name = path.rpartition(".")

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from topiarist.graph.axis import Axis, AxisGraph
 from topiarist.graph.copies import named_modules
+from topiarist.graph.reasons import Reason
 from topiarist.graph.rules import named
 from topiarist.graph.sizes import source_line
 
@@ -31,6 +32,7 @@ NEUTRAL: dict[Any, float] = {
     **dict.fromkeys(named("argmin", "min", "amin"), inf),
     **dict.fromkeys(named("sum", "nansum"), 0.0),
 }
+_SAID = ("a softmax or running sum", "a top-k", *(f"{packet.__name__} " for packet in NEUTRAL))  # in reasons
 
 
 def fills_of(
@@ -44,6 +46,12 @@ def fills_of(
         if len(dims) == 1 and (own := dims.pop()):
             found[call] = [(d, gone[leaf]) for d, leaf in own]
     return found
+
+
+def is_known(reason: Reason, fills: Fills) -> bool:
+    """Whether the operator that makes an axis inexact is one that ``fills`` are for."""
+    places = ((where, module) for _, where, module in fills)
+    return reason.startswith(_SAID) and (reason.where, reason.module) in places
 
 
 @contextmanager
