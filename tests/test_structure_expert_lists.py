@@ -94,8 +94,10 @@ class WhereIfAny(Mixture):
 
 
 class MaskedRows(Mixture):
+    """Masks as indices; a tensor made on the CPU by name, so that the trace has devices too."""
+
     def mixed(self, x, weights, chosen):
-        total = torch.zeros_like(x)
+        total = torch.zeros(x.shape, dtype=x.dtype, device="cpu")
         for i, each in enumerate(self.experts):
             mine = (chosen == i).any(-1)
             if mine.any():
