@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import proxy
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class Picks:
 
     def __init__(self, trace: Trace) -> None:
         self.axes: dict[Axis, Reason] = {}  # of which indices were picked
-        self._trace = trace
+        self._trace: Trace = proxy(trace)  # which holds this
         self._entries: dict[str, str] = {}  # entry of a module list → the list
         self._lengths: dict[str, int] = {}  # of the lists
         self._members: dict[tuple[Axis, int], dict[str, None]] = {}  # index → modules that deal with its picks

@@ -202,14 +202,15 @@ def _traced(
 
     if without_values is None:
         return collected()
+    steps = partial(_performing, state.skips_steps, bool(state.picks.axes))
     kernels = state.kernels if without_values is _on_meta else None
-    return rehearsed(collected, state.numbers, model, example_inputs, kernels, partial(_performing, state))
+    return rehearsed(collected, state.numbers, model, example_inputs, kernels, steps)
 
 
 @contextmanager
-def _performing(state: Trace) -> Iterator[None]:
-    """What a model runs inside of that has run inside of the trace."""
-    with WithoutSteps() if state.skips_steps else nullcontext(), Assuming() if state.picks.axes else nullcontext():
+def _performing(skips_steps: bool, searches: bool) -> Iterator[None]:
+    """What a model runs inside of that has run inside of a trace."""
+    with WithoutSteps() if skips_steps else nullcontext(), Assuming() if searches else nullcontext():
         yield
 
 
