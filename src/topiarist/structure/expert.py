@@ -1,7 +1,8 @@
 """Structure ``expert``: the experts of a mixture (Shazeer et al. 2017; Lu et al. 2024, arXiv:2402.14800).
 
 An expert axis is one of whose indices a top-k or an argmax chooses some, and which looks up weights: the router's
-outputs and the stacks of the experts' weights share it.
+outputs and the stacks of the experts' weights share it. Or the entries of a module list deal with what was chosen, each
+with an index of its own (`topiarist.graph.picks`): they go as a whole, with their rows of the router.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Expert:
     """One unit an expert; of each mixture as many stay as are chosen at a time.
 
     A cut is inexact: the softmax and the choice run over fewer. What is left is the original function with the router's
-    outputs for the experts that go at −∞, where only those of the chosen ones count.
+    outputs for the experts that go at −∞, where only those of the chosen ones count. This is what `verify` proves
+    (`topiarist.graph.unchosen`).
     """
 
     is_physical: ClassVar[bool] = True
