@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ import topiarist
 from topiarist import Budget
 from topiarist.errors import BudgetError, InputError
 from topiarist.graph import trace
+from topiarist.plan import Slice
 
 NUM = 6
 
@@ -86,6 +89,36 @@ def test_what_is_left_is_the_network_whose_router_never_chooses_the_others(make,
     loaded = topiarist.load(topiarist.save(small, tmp_path), build=make)
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), small(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_the_proof_is_against_experts_that_are_never_chosen(make):
+    torch.manual_seed(0)
+    model, x = make(), torch.randn(50, 5)
+    plan = topiarist.plan(model, x, structure="expert", budget=Budget(sparsity=0.5))
+    checked = topiarist.verify(model, topiarist.shrink(model, plan), plan, x)
+    assert checked.passed
+    assert checked.unchosen == tuple(plan.removed)
+    assert "never chosen" in str(checked)
+    for name, pieces in plan.slices.items():
+        shifted = {**plan.slices, name: tuple(Slice(piece.dim, piece.removed.roll(1)) for piece in pieces)}
+        sabotaged = replace(plan, slices=shifted)
+        assert not topiarist.verify(model, topiarist.shrink(model, sabotaged), sabotaged, x).passed
+
+
+def test_where_the_operators_over_experts_know_no_absence_nothing_is_claimed():
+    class Normed(Looked):
+        def forward(self, x):
+            scores = torch.softmax(F.layer_norm(self.gate(x), (self.gate.out_features,)), -1)
+            weights, chosen = scores.topk(self.top, -1)
+            hidden = F.relu(torch.einsum("bc,bkch->bkh", x, self.up[chosen]))
+            return self.last(torch.einsum("bkh,bkhc,bk->bc", hidden, self.down[chosen], weights))
+
+    model = Normed()
+    plan = topiarist.plan(model, X, structure="expert", budget=Budget(sparsity=0.5))
+    checked = topiarist.verify(model, topiarist.shrink(model, plan), plan, X)
+    assert checked.unchosen == ()
+    assert checked.inexact
 
 
 @pytest.mark.parametrize("top", [1, 2, 4])

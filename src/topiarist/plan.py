@@ -24,6 +24,7 @@ _LATER = (
     "zeroed",
     "bypassed",
     "bases",
+    "shortened",
 )  # parts of the decision that only some structures have: left out where there are none
 _FLOATS = {str(d).removeprefix("torch."): d for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 _LONGEST_INDEX_LIST = 4096  # longer selections are stored as packed bits
@@ -225,8 +226,10 @@ class Plan:
     dotted paths (``"blocks.0.attn.num_heads"``) to the sizes that follow. ``inexact`` names the cut axes for which
     removing cannot equal zeroing, with the operator that makes it so. ``bypassed`` maps modules that go as a whole to
     the form of what they returned (`topiarist.graph.bypass`). ``bases`` maps weights to the columns on whose span they
-    are projected, (outputs, rank), and two layers stand for the one (`topiarist.graph.factored`). ``requested`` and
-    ``achieved`` are in the words of `Budget`, and in units and fractions; ``notes`` say what there is to say of them.
+    are projected, (outputs, rank), and two layers stand for the one (`topiarist.graph.factored`). ``shortened`` maps
+    module lists to the entries that leave them, bool (num entries,); names and paths of all other parts are those of
+    before they have left. ``requested`` and ``achieved`` are in the words of `Budget`, and in units and fractions;
+    ``notes`` say what there is to say of them.
 
     Example:
         >>> plan = Plan("weight", {"weight": torch.tensor([True, False])})
@@ -245,6 +248,7 @@ class Plan:
     zeroed: Mapping[str, Tensor] = field(default_factory=dict)
     bypassed: Mapping[str, str] = field(default_factory=dict)
     bases: Mapping[str, Tensor] = field(default_factory=dict)
+    shortened: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("removed", "slices", "attributes", "inexact", "requested", "achieved", *_LATER):
@@ -305,7 +309,31 @@ class Plan:
                 shape[piece.dim] = -1
                 mask |= piece.removed.to(parameter.device).view(shape)
             masks[name] = mask
+        masks.update((n, torch.ones_like(parameters[n], dtype=torch.bool)) for n in self._leaving(parameters))
         return masks
+
+    def _leaving(self, parameters: Mapping[str, Tensor]) -> list[str]:
+        """The parameters that only entries hold which leave a module list."""
+        gone = [f"{p}.{i}." for p, entries in self.shortened.items() for i in entries.nonzero().flatten().tolist()]
+        found = {n: t for n, t in parameters.items() if n.startswith(tuple(gone))} if gone else {}
+        stay = {id(t) for n, t in parameters.items() if n not in found}
+        return [n for n, t in found.items() if id(t) not in stay]
+
+    def renamed(self, name: str) -> str | None:
+        """The name of a tensor or module in the smaller model; None where it has left with an entry of a list.
+
+        Example:
+            >>> plan = Plan("expert", {}, shortened={"experts": torch.tensor([True, False])})
+            >>> plan.renamed("experts.0.weight"), plan.renamed("experts.1.weight"), plan.renamed("gate.weight")
+            (None, 'experts.0.weight', 'gate.weight')
+        """
+        for path, gone in sorted(self.shortened.items(), key=lambda item: -len(item[0])):  # inner lists first
+            if name.startswith(f"{path}."):
+                place, dot, rest = name.removeprefix(f"{path}.").partition(".")
+                if bool(gone[int(place)]):
+                    return None
+                name = f"{path}.{int((~gone[: int(place)]).sum())}{dot}{rest}"
+        return name
 
     def to_json(self) -> str:
         """The plan as JSON text; `from_json` reads it back to an equal plan."""
@@ -332,6 +360,7 @@ class Plan:
             "zeroed": {k: _encode(v) for k, v in self.zeroed.items()},
             "bypassed": dict(self.bypassed),
             "bases": {k: _encode_floats(v) for k, v in self.bases.items()},
+            "shortened": {k: _encode(v) for k, v in self.shortened.items()},
         }
 
     @classmethod
@@ -360,6 +389,7 @@ class Plan:
                 zeroed={k: _decode(v) for k, v in raw.get("zeroed", {}).items()},
                 bypassed={str(k): str(v) for k, v in raw.get("bypassed", {}).items()},
                 bases={str(k): _decode_floats(v) for k, v in raw.get("bases", {}).items()},
+                shortened={str(k): _decode(v) for k, v in raw.get("shortened", {}).items()},
             )
         except FormatError:
             raise

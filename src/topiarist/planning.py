@@ -398,12 +398,14 @@ class Planner:
             fields = rewriting(self.axes, self.units, removed, parameters_of(self.model))
             return Plan(name, requested=requested or {}, achieved=achieved or {}, **{"removed": removed, **fields})
         attributes, broken = self.axes.attributes(removed)
+        attributes = {**attributes, **self.axes.renumbered(removed)}
         if broken:
             places = ", ".join(sorted({c.where for c in broken}))
             raise InputError(f"the plan asks for sizes that the model's code cannot take together, at {places}")
         inexact = {n: why for n, gone in removed.items() if gone.any() and (why := self.axes.why_inexact(n))}
         cuts: dict[str, tuple[Slice, ...]] = self.axes.slices(removed)
-        return Plan(name, removed, cuts, attributes, inexact, requested or {}, achieved or {})
+        lists = self.axes.shortened(removed)
+        return Plan(name, removed, cuts, attributes, inexact, requested or {}, achieved or {}, shortened=lists)
 
     def analyse(
         self,
@@ -501,7 +503,7 @@ class Planner:
         if removed and remaining is not None:
             axes, sizes = remaining(self.axes, self.units, removed), {}
         else:
-            axes, sizes = self.axes, self.axes.sizes(removed)
+            axes, sizes = self.axes.left(removed), self.axes.sizes(removed)
         return {
             "params": lambda: axes.num_params(sizes),
             "macs": lambda: axes.num_macs(sizes),
@@ -528,7 +530,7 @@ class Planner:
         }
 
     @cached_property
-    def _macs_by_tensor(self) -> dict[str, int]:
+    def _macs_by_tensor(self) -> dict[str, float]:
         return self.axes.macs_by_tensor()
 
     @cached_property

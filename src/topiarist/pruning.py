@@ -385,10 +385,17 @@ def sound_planner(planner: Planner, example_inputs: Any) -> Planner:
 
     Where the smaller model does not run or differs from the masked one, the axes at fault are found by halves and
     excluded, with the reason; the others can be cut together.
+
+    Raises:
+        InputError: none is left.
     """
     if not planner.structure.is_physical:
         return planner
-    return replace(planner, excluded=_at_fault(planner, example_inputs, [u.name for u in planner.units], []))
+    names = [units.name for units in planner.units]
+    excluded = _at_fault(planner, example_inputs, names, [])
+    if len(excluded) == len(names):
+        raise InputError(f"nothing can be cut: {'; '.join(f'{name}: {why}' for name, why in excluded.items())}")
+    return replace(planner, excluded=excluded)
 
 
 def _at_fault(planner: Planner, example_inputs: Any, names: Sequence[str], sound: list[str]) -> dict[str, str]:

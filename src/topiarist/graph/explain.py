@@ -146,6 +146,8 @@ def _paragraph(axes: Axes, axis: AxisInfo) -> str:
         f"{known.params:.3f} of the parameters and {known.macs:.3f} of the MACs hang on it",
         f"  lives in {', '.join(_by_module(axes, axis))}",
     ]
+    if axis.lists:
+        lines.append(f"  entry i of {', '.join(axis.lists)} goes with index i")
     if axis.step:
         own = dict(axis.step)[axis.name]
         others = ", ".join(f"{num} of {name}" for name, num in axis.step if name != axis.name)

@@ -7,11 +7,12 @@ import fnmatch
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor, nn
 
 from topiarist.errors import InputError, nearest
@@ -22,6 +23,7 @@ from topiarist.graph.matrix import Matrix
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.sizes import Constraint, text
 from topiarist.graph.sizing import Sizing, Step
+from topiarist.graph.unchosen import Fills, fills_of, is_known
 from topiarist.graph.uniform import Move, described_moves
 from topiarist.plan import Member, Slice
 
@@ -58,6 +60,7 @@ class AxisInfo:
     step: tuple[tuple[str, int], ...] = ()
     minimum: int = 1
     is_expert: bool = False
+    lists: tuple[str, ...] = ()
 
 
 class Axes:
@@ -86,6 +89,8 @@ class Axes:
         self.moves: tuple[Move, ...] = ()
         self.bypasses = {name: "".join(forms) for name, forms in trace.forms.items() if len(forms) == 1 and all(forms)}
         self._carried = dict(trace.carried)
+        self._lists = dict(trace.lists)
+        self._runs = dict(trace.runs)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.kinds = {name: type(module) for name, module in named_modules(model)}
         self.modules = {name: kind.__name__ for name, kind in self.kinds.items()}
@@ -237,6 +242,49 @@ class Axes:
         costs = (cost for cost in self.costs if not any(module in modules for module in cost.modules))
         return self.with_bill(left, costs)
 
+    def shortened(self, removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Which entries leave which module list when the named axes lose indices: bool of shape ``(num entries,)``."""
+        return {path: gone for name, gone in removed.items() if bool(gone.any()) for path in self[name].lists}
+
+    def left(self, removed: Mapping[str, Tensor]) -> Axes:
+        """The same without the entries of module lists that go with these indices."""
+        gone = self.shortened(removed).items()
+        modules = [f"{path}.{i}" for path, entries in gone for i in entries.nonzero().flatten().tolist()]
+        return self.without(modules) if modules else self
+
+    def entries(self, name: str) -> list[Member]:
+        """Of an axis with module lists, the parameters of their entries: each belongs to one index as a whole."""
+        return [
+            Member(tensor, None, torch.tensor(i))
+            for path in self[name].lists
+            for i in range(self[name].size)
+            for tensor, info in self.tensors.items()
+            if info.kind == "parameter" and info.tied_to is None and tensor.startswith(f"{path}.{i}.")
+        ]
+
+    def renumbered(self, removed: Mapping[str, Tensor]) -> dict[str, int]:
+        """The integers by which the entries of a module list know their own places, once some have gone."""
+        found: dict[str, int] = {}
+        for path, gone in self.shortened(removed).items():
+            held = [self._places_of(f"{path}.{i}.", i) for i in range(len(gone))]
+            for place, i in enumerate((~gone).nonzero().flatten().tolist()):
+                found.update((f"{path}.{i}.{own}", place) for own in set.intersection(*held) if place != i)
+        return found
+
+    def _places_of(self, prefix: str, place: int) -> set[str]:
+        """The integers below ``prefix`` that are ``place``."""
+        return {
+            path.removeprefix(prefix) for path, n in self.integers.items() if path.startswith(prefix) and n == place
+        }
+
+    def unchosen(self, removed: Mapping[str, Tensor]) -> Fills:
+        """What is to count for nothing in which calls of operators where experts are never chosen, as
+        `topiarist.graph.unchosen.never_chosen` asks; empty where some operator over their axes knows no such thing."""
+        gone = {self[name].leaf: indices for name, indices in removed.items()}
+        fills = fills_of(self._runs, self.graph, gone)
+        known = all(is_known(reason, fills) for name in removed for reason in self[name].inexact)
+        return fills if known else {}
+
     def with_bill(self, tensors: Mapping[str, TensorInfo], costs: Iterable[Cost]) -> Axes:
         """The same with other tensors and costs to count."""
         other = copy.copy(self)
@@ -273,16 +321,16 @@ class Axes:
         total = 0.0
         for cost in self.costs:
             share = density.get(cost.tensor, 1.0) if cost.tensor is not None else 1.0
-            total += share * math.prod(map(measured, cost.axes))
+            total += share * _priced(cost, measured)
         return total
 
-    def macs_by_tensor(self, sizes: Mapping[Axis, int] | None = None) -> dict[str, int]:
+    def macs_by_tensor(self, sizes: Mapping[Axis, int] | None = None) -> dict[str, float]:
         """Multiply–accumulates of one call, by the weight tensor that takes part."""
-        result: dict[str, int] = defaultdict(int)
+        result: dict[str, float] = defaultdict(int)
         measured = self.graph.measuring(sizes or {})
         for cost in self.costs:
             if cost.tensor is not None:
-                result[cost.tensor] += math.prod(map(measured, cost.axes))
+                result[cost.tensor] += _priced(cost, measured)
         return dict(result)
 
     # ------------------------------------------------------------------ making of
@@ -344,6 +392,7 @@ class Axes:
                 tuple(leaf.pins), tuple(leaf.inexact), "head" in leaf.roles,
                 tuple((names[other], num) for other, num in step_of.get(leaf, {}).items() if other in names),
                 max(minimum.get(leaf, 1), self._least(leaf)), "expert" in leaf.roles and "head" not in leaf.roles,
+                self._lists.get(leaf, ()),
             )  # fmt: skip
 
     def side(self, name: str, dim: int) -> Literal["in", "out", ""]:
@@ -385,6 +434,12 @@ class Axes:
     @cached_property
     def _whole(self) -> dict[str, float]:
         return {"params": self.num_params(), "macs": self.num_macs()}
+
+
+def _priced(cost: Cost, measured: Callable[[Axis], int]) -> float:
+    """Multiply–accumulates of one entry of `Axes.costs`: of rows that go to one expert each, its share."""
+    whole = math.prod(map(measured, cost.axes))
+    return whole if cost.among is None else whole * cost.among[1] / measured(cost.among[0])
 
 
 def _places(model: nn.Module) -> dict[str, list[str]]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from topiarist.graph.rules.recurrent import recurrent_functions
 from topiarist.graph.rules.shape import smaller_strides
-from topiarist.graph.sizes import Size, is_of_the_model
+from topiarist.graph.sizes import Size, is_of_the_model, plain
 
 if TYPE_CHECKING:
     from topiarist.graph.trace import Trace
@@ -60,6 +61,22 @@ def _whereabouts(getter: Callable[[Tensor], bool]) -> Callable[[Trace, Tensor], 
     return read
 
 
+def _one_hot(trace: Trace, tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """Of the indices of an axis, and without values: that axis, zero at the indices that are not chosen."""
+    ranges = trace.indices(tensor).ranges
+    if ranges is None or not (tensor.is_meta or isinstance(tensor, FakeTensor)) or ranges.size != plain(num_classes):
+        trace.pin_unsettled("its size is set outside of torch's functions")
+        made = torch.nn.functional.one_hot(tensor, num_classes)
+        trace.function(torch.nn.functional.one_hot, None, (tensor, num_classes), {}, made)
+        return made
+    out = torch.empty((*tensor.shape, plain(num_classes)), dtype=torch.long, device=tensor.device)
+    trace.put(out, (*trace.indices(tensor).axes, ranges), [False] * tensor.dim() + [True])
+    trace.picks.put_one_hot(out, ranges)
+    if isinstance(num_classes, Size):
+        trace.sized(num_classes, ranges)
+    return out
+
+
 def _unseen(getter: Callable[..., Any]) -> Callable[..., Any]:
     """Reads what says nothing of sizes."""
     return lambda trace, *args, **kwargs: getter(*args, **kwargs)
@@ -80,6 +97,7 @@ READERS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.numel: _numel,
     torch.Tensor.nelement: _numel,
     torch.numel: _numel,
+    torch.nn.functional.one_hot: _one_hot,
     **{
         getattr(torch.Tensor, name).__get__: _whereabouts(getattr(torch.Tensor, name).__get__)
         for name in ("is_meta", "is_cpu", "is_cuda")

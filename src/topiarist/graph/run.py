@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
+from topiarist.graph.assumed import Assuming, assumed, is_search
 from topiarist.graph.blueprint import Blueprint, read
 from topiarist.graph.copies import UncopiedError, model_tensors, named_modules, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
@@ -66,7 +68,8 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         before, self.trace.is_inside = self.trace.is_inside, True
         try:
-            out = self.trace.kernels(func, args, kwargs)
+            found = assumed(func, args, kwargs, self.trace.picks.is_pick) if is_search(func) else None
+            out = self.trace.kernels(func, args, kwargs) if found is None else found
             _account(self.trace, func, args, kwargs, out)
         finally:
             self.trace.is_inside = before
@@ -169,6 +172,7 @@ def _traced(
     tensors = _register(state, held)
     integers = attributes.integer_attributes(model)
     state.integers.update(integers)
+    state.picks.register(named_modules(model))
     errors: dict[str, Exception] = {}
     with random_states_kept(model):
         for mode in ("evaluation", "training"):
@@ -198,9 +202,16 @@ def _traced(
 
     if without_values is None:
         return collected()
+    steps = partial(_performing, state.skips_steps, bool(state.picks.axes))
     kernels = state.kernels if without_values is _on_meta else None
-    steps = WithoutSteps if state.skips_steps else nullcontext
     return rehearsed(collected, state.numbers, model, example_inputs, kernels, steps)
+
+
+@contextmanager
+def _performing(skips_steps: bool, searches: bool) -> Iterator[None]:
+    """What a model runs inside of that has run inside of a trace."""
+    with WithoutSteps() if skips_steps else nullcontext(), Assuming() if searches else nullcontext():
+        yield
 
 
 def _register(state: Trace, held: Sequence[tuple[str, Tensor, str]]) -> dict[str, TensorInfo]:
@@ -315,6 +326,7 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
         if name is not None:
             state.order[name] = None
             state.running.append(name)
+            state.picks.enter(name, args)
 
     def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         name = names.get(id(module))
@@ -326,6 +338,7 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
             pass  # a module inside that raised, and whose error the model caught
         for tensor in tensors_in(out):
             state.outputs.setdefault(name, []).extend(state.axes_of(tensor))
+        state.picks.leave(name, tensors_in(out))
         if state.modes.are_to_be_compared(name):
             before = state.known_of(out)
             state.modes.compare(

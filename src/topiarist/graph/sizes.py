@@ -31,7 +31,8 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _CALLER = os.path.join(os.path.dirname(_HERE), "inputs.py")  # calls the model: what is further out is not the model's
-_SKIPPED = (os.path.dirname(torch.__file__) + os.sep, _HERE + os.sep, _CALLER, "<")
+_PROOF = os.path.join(os.path.dirname(_HERE), "shrink", "precision.py")  # stands between the model and torch there
+_SKIPPED = (os.path.dirname(torch.__file__) + os.sep, _HERE + os.sep, _CALLER, _PROOF, "<")
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,11 @@ def atoms_in(expression: Expression) -> Iterator[int | Attribute | Axis]:
         yield from atoms_in(expression.right)
     else:
         yield expression
+
+
+def paths_in(expression: Expression) -> Iterator[str]:
+    """The paths of the attributes in an expression."""
+    return (atom.path for atom in atoms_in(expression) if isinstance(atom, Attribute))
 
 
 def evaluate(expression: Expression, attributes: Mapping[str, int], measure: Callable[[Axis], int]) -> int:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from topiarist.graph.axis import Axis, AxisGraph
-from topiarist.graph.sizes import Attribute, Constraint, Expression, Term, atoms_in, evaluate, solve
+from topiarist.graph.sizes import Attribute, Constraint, Expression, Term, atoms_in, evaluate, paths_in, solve
 
 Step = dict[Axis, int]  # leaf → how many of its indices go together with those of the others
 _PATIENCE = 200  # combinations tried for one axis
@@ -246,11 +246,6 @@ class Sizing:
             if self._resolve(sizes, self._touched(sizes))[1]:
                 return False
         return most >= 1
-
-
-def paths_in(expression: Expression) -> Iterable[str]:
-    """The paths of the attributes in an expression."""
-    return (atom.path for atom in atoms_in(expression) if isinstance(atom, Attribute))
 
 
 def _key(expression: Expression) -> object:

@@ -20,21 +20,25 @@ from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
 from topiarist.graph.modes import Modes, kind_of
+from topiarist.graph.picks import Picks
 from topiarist.graph.reasons import Kind, Reason
 from topiarist.graph.rehearsal import Performance
 from topiarist.graph.rules import RULES
 from topiarist.graph.rules.values import KEEP_VALUES
 from topiarist.graph.sizes import (
+    Attribute,
     Constraint,
     Expression,
     Size,
     Term,
     evaluate,
     expression_of,
+    paths_in,
     sizes_in,
     source_line,
 )
 from topiarist.graph.stub import stub
+from topiarist.graph.unchosen import NEUTRAL, Call
 from topiarist.outputs import tensors_in
 
 
@@ -54,21 +58,26 @@ class Tracked(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Cost:
     """Multiply–accumulates: the product of the sizes of ``axes``; ``tensor`` is the weight that takes part, if any,
-    ``matrix`` says which of its dimensions are which, and ``modules`` which modules ran, the outermost first."""
+    ``matrix`` says which of its dimensions are which, and ``modules`` which modules ran, the outermost first. Where
+    each index of an axis has its share of what is counted, ``among`` names it and how many shares go round."""
 
     axes: tuple[Axis, ...]
     tensor: str | None
     matrix: Matrix | None = None
     modules: tuple[str, ...] = ()
+    among: tuple[Axis, int] | None = None
 
 
 class _Operator(NamedTuple):
-    """An operator, its rule, whether it hands values on as they are, and whether it writes into what it is given."""
+    """An operator, its rule, whether it hands values on as they are, whether it writes into what it is given, and
+    whether it is noted what it runs over, see `topiarist.graph.unchosen`."""
 
     func: Any
+    packet: Any
     rule: Callable[..., None] | None
     keeps_values: bool
     writes: bool
+    is_noted: bool
 
 
 _AS_IT_IS: AbstractContextManager[None] = nullcontext()
@@ -105,6 +114,9 @@ class Trace:
         self.is_inside = False  # of an operator
         self.skips_steps = False  # those of recurrent functions, which are no operators to it
         self.kernels = Kernels()
+        self.picks = Picks(self)
+        self.runs: dict[Call, list[tuple[Axis, ...]]] = {}  # operators over axes → the axes of their first operands
+        self.lists: dict[Axis, tuple[str, ...]] = {}  # experts → module lists of which the entries are these
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._operators: dict[int, _Operator] = {}  # by id: torch hashes them in Python
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
@@ -161,6 +173,7 @@ class Trace:
 
     def decide(self) -> None:
         """Pin what is ranked for its own sake; of experts, as many as are chosen must stay."""
+        self._decide_picks()
         stacks = ((c.tensor, d) for c in self.costs if c.matrix is not None for d in c.matrix.others)
         stacked = {leaf for name, d in stacks for leaf in self.graph.leaves(self.sources[str(name)][d])}
         for axis, num, reason in self.choices:
@@ -170,8 +183,41 @@ class Trace:
             if all("expert" in leaf.roles for leaf in self.graph.leaves(axis)):
                 for leaf in self.graph.leaves(axis):
                     self.graph.least[leaf] = max(num, self.graph.least.get(leaf, 1))
+                    self._tie_counts(self._holders(leaf), leaf)
             else:
                 self.graph.pin(axis, reason)
+
+    def _decide_picks(self) -> None:
+        """Modules that deal with an index each are experts; where there are none, its indices are values."""
+        for axis, reason in self.picks.axes.items():
+            leaf = self.graph.find(axis)
+            lists = self.picks.lists(leaf) if leaf.form == "leaf" and not leaf.pins else ()
+            if not lists:
+                self.graph.pin(axis, reason)
+                continue
+            self.lists[leaf] = lists
+            leaf.roles.add("expert")
+            self._tie_counts({path.rpartition(".")[0] for path in lists}, leaf)
+
+    def _holders(self, leaf: Axis) -> set[str]:
+        """The modules that hold stacks of weights along an axis."""
+        held = (name for name, axes in self.sources.items() if len(axes) > 2 and leaf in map(self.graph.find, axes))
+        return {name.rpartition(".")[0] for name in held}
+
+    def _tie_counts(self, modules: set[str], leaf: Axis) -> None:
+        """A number of its own that a module keeps beside its experts, as many as there are, and of which nothing else
+        is seen, counts them: what ``range`` does with a size cannot be seen."""
+        seen = {path for c in self.constraints for path in paths_in(c.expression)}
+        for path, value in self.integers.items():
+            module, _, name = path.rpartition(".")
+            if value == leaf.size and module in modules and name.isidentifier() and path not in seen:
+                self.tie(Attribute(path), leaf)
+
+    def drop_pins(self, tensors: Sequence[Tensor]) -> None:
+        """Use of these tensors pins nothing after all."""
+        for tensor in tensors:
+            known = self._known[id(tensor)][1]
+            self._known[id(tensor)] = (tensor, known._replace(pins=()))
 
     def alias(self, twin: Tensor, tensor: Tensor) -> None:
         """Let ``twin`` stand for ``tensor``."""
@@ -253,7 +299,7 @@ class Trace:
         """
         if self.counts:
             matrix = None if factor is None or source is None else self._matrix(source, *factor)
-            self.costs.append(Cost(axes, source, matrix, tuple(self.running)))
+            self.costs.append(Cost(axes, source, matrix, tuple(self.running), self.picks.share()))
 
     def _matrix(self, source: str, view: Tensor, inner: int, outer: int) -> Matrix | None:
         """What two dimensions of a view, or of a rearranged copy, are in the model tensor ``source``."""
@@ -350,6 +396,7 @@ class Trace:
         del passed
         self._known = {key: entry for key, entry in self._known.items() if key in own}
         self._sharing.clear()
+        self.picks.forget()
         for tensor, _ in self._known.values():
             self._sharing.setdefault(_storage(tensor), []).append(tensor)
         evict(without_values)
@@ -378,13 +425,16 @@ class Trace:
         """Let the rule of ``func`` speak, or pin everything where there is none."""
         self._place = None
         outputs = _tensors_of(out)
+        spoken = self._operators.get(id(func)) or self._operator(func)
+        if spoken.is_noted and self.counts:
+            call = str(spoken.packet.__name__), *self.here()
+            self.runs.setdefault(call, []).append(self.axes_of(args[0]))
         if not outputs:  # a number, and whoever asks for it reads what it is of
             for tensor in (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
                 self[tensor]
             return
         if "out" in kwargs:  # the tensor to write into is the output
             kwargs = {k: v for k, v in kwargs.items() if k != "out"}
-        spoken = self._operators.get(id(func)) or self._operator(func)
         found, failure = spoken.rule, None
         if found is not None:
             try:
@@ -393,18 +443,22 @@ class Trace:
                         found(self, out, *args, **kwargs)
                     self._hand_ranges_on(args, outputs)
                 else:
-                    found(self, out, *args, **kwargs)
+                    with self._as_indices(args[:1] if self.picks.compares(spoken.packet, args) else ()):
+                        found(self, out, *args, **kwargs)
             except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
                 failure = error
         if found is None or failure is not None:
             self._pin_unruled(func, args, kwargs, out, failure)
+        if self.picks.has_lists:
+            self.picks.follow(spoken.packet, args, kwargs, outputs)
         if spoken.writes:
             self._written(outputs)
 
     def _operator(self, func: Any) -> _Operator:
         packet = func.overloadpacket
         rule = RULES.get(func) or RULES.get(packet)
-        made = self._operators[id(func)] = _Operator(func, rule, packet in KEEP_VALUES, func._schema.is_mutable)
+        made = _Operator(func, packet, rule, packet in KEEP_VALUES, func._schema.is_mutable, packet in NEUTRAL)
+        self._operators[id(func)] = made
         return made
 
     def _as_indices(self, tensors: Sequence[Any]) -> AbstractContextManager[None]:
@@ -456,6 +510,7 @@ class Trace:
         """Other tensors on the storage of one that was written into may no longer be zero, or of one value."""
         for output in outputs:
             keeps_zero = all(self[output].zero)
+            self.picks.overwritten([t for t in self._sharing.get(_storage(output), ()) if t is not output])
             for other in self._sharing.get(_storage(output), ()):
                 known = self._known[id(other)][1]
                 if other is not output and (known.is_uniform or (any(known.zero) and not keeps_zero)):

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from topiarist.graph.axis import Axis
-from topiarist.graph.sizes import Constraint, Term, atoms_in, evaluate, text
-from topiarist.graph.sizing import Sizing, Step, paths_in
+from topiarist.graph.sizes import Constraint, Term, atoms_in, evaluate, paths_in, text
+from topiarist.graph.sizing import Sizing, Step
 
 _MOST_FIELDS = 3  # that change together
 _MOST_FRACTIONS = 12  # tried of one set of fields

@@ -24,10 +24,11 @@ from topiarist.errors import FormatError, InputError
 from topiarist.graph.attributes import holder, integer_attributes
 from topiarist.graph.bypass import Bypass, replace_module
 from topiarist.graph.factored import Factored
+from topiarist.graph.shortened import is_shortened, kept_places, shorten
 
 FORMAT = "topiarist-model"
 VERSION = 2  # the first with what _LATER names; descriptions without are of version 1
-_LATER = ("bypassed", "factored")
+_LATER = ("bypassed", "factored", "shortened")
 WEIGHTS = "model.safetensors"
 PREVIOUS = "model.safetensors.previous"  # the old weights, while a save replaces them
 DESCRIPTION = "model.json"
@@ -90,6 +91,7 @@ class Description(_Strict):
     masked: bool
     bypassed: dict[str, str] = {}
     factored: dict[str, Size] = {}
+    shortened: dict[str, list[Size]] = {}
 
     def to_json(self) -> str:
         """The text of `model.json`, with its own digest as the last key."""
@@ -168,6 +170,9 @@ def rewritten(model: nn.Module) -> dict[str, Any]:
     return {
         "bypassed": {name: m.form for name, m in modules.items() if isinstance(m, Bypass)},
         "factored": {name: m.rank for name, m in modules.items() if isinstance(m, Factored)},
+        "shortened": {
+            n: kept_places(m) for n, m in modules.items() if isinstance(m, nn.ModuleList) and is_shortened(m)
+        },
     }
 
 
@@ -182,6 +187,8 @@ def rewrite(model: nn.Module, description: Description) -> None:
             replace_module(model, name, partial(Bypass.of, form=form))
         for name, rank in description.factored.items():
             replace_module(model, name, partial(Factored.empty, rank=rank))
+        for name, places in sorted(description.shortened.items(), key=lambda item: len(item[0])):  # outer lists first
+            shorten(model, name, places)
     except InputError as error:
         raise FormatError(f"{DESCRIPTION} does not fit the model: {error}") from error
 

@@ -37,19 +37,24 @@ def carry_optimizer(
     """
     names = {id(p): name for name, p in reversed([*model.named_parameters(remove_duplicate=False)])}
     parameters = dict(small.named_parameters(remove_duplicate=False))
-    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in held:
         if id(parameter) not in names:
             raise InputError(
                 f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that {type(model).__name__} lacks"
             )
+    left = {id(p): own for p in held if (own := plan.renamed(names[id(p)])) is not None}
     groups = [
-        {**group, "params": [parameters[names[id(p)]] for p in group["params"]]} for group in optimizer.param_groups
+        {**group, "params": [parameters[left[id(p)]] for p in group["params"] if id(p) in left]}
+        for group in optimizer.param_groups
     ]
     accepted = inspect.signature(type(optimizer)).parameters
     carried = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in accepted})
     for parameter, state in optimizer.state.items():
+        if id(parameter) not in left:
+            continue
         name = names[id(parameter)]
-        carried.state[parameters[name]] = {
+        carried.state[parameters[left[id(parameter)]]] = {
             key: _cut(f"{key} of {name}", value, parameter, plan.slices.get(name, ())) for key, value in state.items()
         }
     return carried

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import InputError
 from topiarist.mask.attach import reapply
-from topiarist.plan import Plan, Slice
+from topiarist.plan import Plan
 from topiarist.recover.base import RecoveryContext
 from topiarist.recover.recipe import TrainingRecipe
 from topiarist.recover.reconstruct import tensors_of
@@ -84,7 +84,7 @@ def draw(model: nn.Module, plan: Plan | None, seed: int = 0) -> None:
     if plan is not None and (plan.slices or plan.bypassed):
         small = shrink(model, plan)
         reinitialize(small, seed)
-        _embed(model, small, plan.slices)
+        _embed(model, small, plan)
     else:
         reinitialize(model, seed)
         _scaled(model, {} if plan is None else plan.masks(model), seed)
@@ -101,15 +101,16 @@ def _scaled(model: nn.Module, masks: Mapping[str, Tensor], seed: int) -> None:
             weight.copy_(torch.randn(weight.shape, generator=generator) * (2 / num) ** 0.5)
 
 
-def _embed(model: nn.Module, small: nn.Module, slices: Mapping[str, tuple[Slice, ...]]) -> None:
+def _embed(model: nn.Module, small: nn.Module, plan: Plan) -> None:
     """Write the tensors of the smaller model to where they were cut from; what was removed is zero, or as it was where
     a whole module is."""
     inner = tensors_of(small)
     for name, tensor in tensors_of(model).items():
-        if name not in inner:
+        own = plan.renamed(name)
+        if own not in inner:
             continue
-        value, index = inner[name], [torch.arange(n, device=tensor.device) for n in tensor.shape]
-        for piece in slices.get(name, ()):
+        value, index = inner[own], [torch.arange(n, device=tensor.device) for n in tensor.shape]
+        for piece in plan.slices.get(name, ()):
             kept = ~piece.removed.to(tensor.device)
             index[piece.dim] = index[piece.dim][kept[index[piece.dim]]]
         if tensor.shape == value.shape:

@@ -14,6 +14,7 @@ from topiarist.graph import attributes
 from topiarist.graph.bypass import Bypass, replace_module
 from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.factored import Factored
+from topiarist.graph.shortened import shorten
 from topiarist.graph.states import random_states_kept
 from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
@@ -27,7 +28,8 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
     Parameters, buffers and tensor attributes lose the positions of ``plan.slices``, integer attributes take the
     values of ``plan.attributes``, tied tensors stay tied. Where modules of ``plan.bypassed`` were, one hands
     its first input on (`topiarist.graph.bypass.Bypass`); where layers have a basis in ``plan.bases``, two stand for one
-    (`topiarist.graph.factored.Factored`). With ``example_inputs`` the result is run forward in
+    (`topiarist.graph.factored.Factored`). The module lists of ``plan.shortened`` lose entries, and number the others
+    anew. With ``example_inputs`` the result is run forward in
     evaluation mode, and forward and backward in training mode, before it is returned.
 
     Raises:
@@ -55,6 +57,8 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
     for name, basis in plan.bases.items():
         replace_module(small, _layer_of(small, name), partial(Factored.of, basis=basis))
     attributes.update(small, plan.attributes)
+    for name, gone in sorted(plan.shortened.items(), key=lambda item: -len(item[0])):  # inner lists first
+        shorten(small, name, (~gone).nonzero().flatten().tolist())
     synchronise(small)
     if example_inputs is not None:
         check_runs(small, example_inputs, model)

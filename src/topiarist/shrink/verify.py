@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from topiarist.errors import InputError
-from topiarist.graph import trace
+from topiarist.graph import Axes, trace
 from topiarist.graph.bypass import identity
 from topiarist.graph.factored import projected
 from topiarist.graph.states import random_states_kept
+from topiarist.graph.unchosen import Fills, never_chosen
 from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
 from topiarist.plan import Plan
@@ -33,7 +35,8 @@ class Verification:
 
     ``error`` is max |masked − shrunk| / max |masked| over the outputs, in float64, with all exact axes cut;
     ``inexact`` names the cut axes for which removing cannot equal zeroing, with the operator that makes it so, and
-    ``inexact_error`` is the same measure with those cut as well (None where there are none).
+    ``inexact_error`` is the same measure with those cut as well (None where there are none). Axes of experts that
+    are cut are in ``unchosen`` where ``error`` holds for them too, against a model that never chooses those that go.
     """
 
     error: float
@@ -41,6 +44,7 @@ class Verification:
     exact: tuple[str, ...]
     inexact: Mapping[str, str]
     inexact_error: float | None
+    unchosen: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -53,6 +57,8 @@ class Verification:
             f"masked and shrunk {verdict}: relative error {self.error:.1e} in float64 over {len(self.exact)} exact "
             f"axes (tolerance {self.tolerance:.0e})"
         )
+        if self.unchosen:
+            text += f", and {len(self.unchosen)} axes of experts, of which those that go are never chosen"
         if self.inexact:
             text += f"; {len(self.inexact)} inexact axes, error {self.inexact_error:.1e} with them cut too: "
             text += "; ".join(f"{name}: {reason}" for name, reason in self.inexact.items())
@@ -68,7 +74,9 @@ def verify(
     the model's weights and once with all parameters moved by N(0, 1 / 4n), n the weights that one output has, so that
     layers that begin at zero cannot hide a wrong cut behind them. What the model draws at random is the same in every
     run. Where the plan cuts axes over which an operator runs (a layer norm, say), equality is demanded of the other
-    axes alone, on a model shrunk by those, and the inexact ones are named.
+    axes alone, on a model shrunk by those, and the inexact ones are named. Experts are an exception: the whole cut is
+    compared with a model in which those that go are never chosen (`topiarist.graph.unchosen`), as far as all operators
+    over their axis know what that means.
 
     Raises:
         InputError: ``small`` does not hold the tensors that ``plan`` leaves of ``model``, or the model runs an
@@ -93,45 +101,68 @@ def verify(
         return Verification(max(error, own), tolerance, exact_names, {}, None)
     if not inexact:
         return Verification(_worst(model, small, plan, inputs, tolerance), tolerance, exact_names, {}, None)
-    part = exact_part(model, plan, example_inputs)
+    axes = trace(model, example_inputs)
+    part = exact_part(plan, axes)
     error = _worst(model, shrink(model, part), part, inputs, tolerance)
     own = _distance(_outputs(in_float64(whole), inputs), _outputs(in_float64(small), inputs))  # the one to be proved
-    return Verification(max(error, own), tolerance, exact_names, inexact, _error(model, small, plan, inputs))
+    experts = {name: plan.removed[name] for name in inexact if axes[name].is_expert}
+    fills = axes.unchosen(experts) if [*experts] == [*inexact] else {}
+    if not fills:
+        gap = _error(model, small, _Masked(plan), inputs)
+        return Verification(max(error, own), tolerance, exact_names, inexact, gap)
+    error = max(error, own, _worst(model, small, plan, inputs, tolerance, _Masked(part, fills)))
+    return Verification(error, tolerance, exact_names, {}, None, tuple(experts))
 
 
-def _worst(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, tolerance: float) -> float:
+def _worst(
+    model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, tolerance: float, masked: _Masked | None = None
+) -> float:
     """The larger of the errors with the model's weights and with moved ones; the first that is too large ends it."""
-    error = _error(model, small, plan, inputs)
+    masked = masked or _Masked(plan)
+    error = _error(model, small, masked, inputs)
     for scale in _MOVES if error <= tolerance else ():
         moved = _moved(model, inputs, scale)
         smaller = shrink(moved, plan)
-        gap = _gap_of([moved].pop, [smaller].pop, plan, inputs)  # its own to change: large ones have no room for copies
+        gap = _gap_of([moved].pop, [smaller].pop, masked, inputs)  # its own to change: large ones have no room for two
         if gap is not None:
             return max(error, gap)
     return error
 
 
-def exact_part(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
+@dataclass(frozen=True)
+class _Masked:
+    """What a model is without when nothing is cut out of it: what ``plan`` removes is zero, and where ``fills`` say so,
+    experts are never chosen."""
+
+    plan: Plan
+    fills: Fills = field(default_factory=dict)
+
+    def outputs(self, model: nn.Module, inputs: Any) -> list[Tensor]:
+        """What ``model`` returns so; it is changed."""
+        with never_chosen(model, self.fills) if self.fills else nullcontext():
+            return _outputs(_zeroed(model, self.plan), inputs)
+
+
+def exact_part(plan: Plan, axes: Axes) -> Plan:
     """The part of ``plan`` that cuts exact axes only."""
-    axes = trace(model, example_inputs)
     removed = {name: gone for name, gone in plan.removed.items() if name not in plan.inexact}
     return Plan(plan.structure, removed, axes.slices(removed), axes.attributes(removed)[0])
 
 
-def _error(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> float:
+def _error(model: nn.Module, small: nn.Module, masked: _Masked, inputs: Any) -> float:
     """max |masked − small| / max |masked|; infinite where the masked model returns what is not a number."""
-    gap = _gap_of(lambda: in_float64(model), lambda: in_float64(small), plan, inputs)
+    gap = _gap_of(lambda: in_float64(model), lambda: in_float64(small), masked, inputs)
     return math.inf if gap is None else gap
 
 
-def _gap_of(model: Callable[[], nn.Module], small: Callable[[], nn.Module], plan: Plan, inputs: Any) -> float | None:
+def _gap_of(model: Callable[[], nn.Module], small: Callable[[], nn.Module], how: _Masked, inputs: Any) -> float | None:
     """The same of models in float64, each made when it is its turn; ``model`` is changed.
 
     None where the masked model returns what is not a number: weights outside of its domain.
     """
     masked = model()
     try:
-        expected = _outputs(_zeroed(masked, plan), inputs)
+        expected = how.outputs(masked, inputs)
     except RuntimeError as error:  # of an operator without a float64 kernel, or a type that is written in the code
         raise InputError(
             f"{type(masked).__name__} does not run in float64, in which the proof is done ({error}); compare it with "

@@ -77,18 +77,20 @@ def rows_of(
 ) -> tuple[Tensor, ...]:
     """What the units have in each of ``tensors``, one of shape (num units, elements) per member that is there.
 
-    Where whole tensors belong to units, the first of every unit make the first tensor of rows, and so on; rows are
-    filled up with zeros. ``weights`` are the parameters where ``tensors`` are something else, as `Member.view` asks.
+    Where whole tensors belong to units, they come last: the first of every unit make one tensor of rows, and so on;
+    rows are filled up with zeros. ``weights`` are the parameters where ``tensors`` are something else, as `Member.view`
+    asks.
     """
     members = [m for m in units.members if m.tensor in tensors]
-    if members and all(m.unit is not None and m.unit.dim() == 0 for m in members):
-        return _rows_of_wholes(members, units.num, tensors)
+    wholes = [m for m in members if m.unit is not None and m.unit.dim() == 0]
     weights = tensors if weights is None else weights
     known: dict[int, _Place] = {}
-    return tuple(
+    rows = tuple(
         m.view(weights[m.tensor], tensors[m.tensor]) if m.view else by_unit(tensors[m.tensor], m, units.num, known)
         for m in members
+        if m not in wholes
     )
+    return (*rows, *_rows_of_wholes(wholes, units.num, tensors)) if wholes else rows
 
 
 def _rows_of_wholes(members: Sequence[Member], num: int, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

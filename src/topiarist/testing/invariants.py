@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from topiarist.errors import InputError, ShrinkError
-from topiarist.graph import Axes, trace
+from topiarist.graph import Axes, AxisInfo, trace
 from topiarist.graph.attributes import get, integer_attributes
 from topiarist.inputs import call, fresh
 from topiarist.mask import mask, unmask
@@ -63,7 +63,7 @@ class NetworkContract:
     def test_every_axis_alone_agrees(self, network: tuple[nn.Module, Any]) -> None:
         axes = trace(*network)
         for axis in axes.axes:
-            if not axis.pins:
+            if _is_of_tensors(axis):
                 index = axis.size // 2
                 cut = cut_axes(network[0], axes, {axis.name: torch.arange(axis.size) == index})
                 check_agreement(cut.exact(), network[1])
@@ -71,7 +71,7 @@ class NetworkContract:
     def test_the_order_of_indices_does_not_matter(self, network: tuple[nn.Module, Any]) -> None:
         axes = trace(*network)
         for axis in axes.axes:
-            if not axis.pins:
+            if _is_of_tensors(axis):
                 check_symmetry(network[0], axes, axis.name, network[1])
 
     def test_a_shifted_cut_is_caught(self, network: tuple[nn.Module, Any]) -> None:
@@ -151,7 +151,12 @@ class Cut:
 def half_of_every_axis(model: nn.Module, inputs: Any) -> Cut:
     """Every second index of every free axis goes; of an axis of n, n − ⌊n / 2⌋ stay."""
     axes = trace(model, inputs)
-    return cut_axes(model, axes, {a.name: torch.arange(a.size) % 2 == 1 for a in axes.axes if not a.pins})
+    return cut_axes(model, axes, {a.name: torch.arange(a.size) % 2 == 1 for a in axes.axes if _is_of_tensors(a)})
+
+
+def _is_of_tensors(axis: AxisInfo) -> bool:
+    """Whether an axis may shrink, and its indices are those of tensors alone and of no module list."""
+    return not axis.pins and not axis.lists
 
 
 def cut_axes(model: nn.Module, axes: Axes, removed: Mapping[str, Tensor]) -> Cut:

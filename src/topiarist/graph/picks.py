@@ -1,0 +1,214 @@
+"""What belongs to one index of a chosen axis: the tokens that chose expert i, and the module that deals with them.
+
+A loop over the experts of a mixture asks of each index i of the router's axis where it was chosen (``idx == i``, or
+``one_hot(idx)[..., i]``), hands what it finds to entry i of a module list, and adds the result to what the others gave.
+A *pick* is a tensor that is nothing unless its index is chosen: zero everywhere, or without rows. It is followed
+through operators that make nothing of nothing; where one does otherwise, the axis is pinned. What an entry of a module
+list is given, or has its output multiplied by, ties the entry to the index: then both can go together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import proxy
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from topiarist.graph.axis import Axis
+from topiarist.graph.reasons import Reason
+from topiarist.graph.rules import named
+from topiarist.graph.rules.picked import SUMS, Pick, SpoiltError, Use, becomes, check_total, summed
+from topiarist.graph.rules.values import KEEP_VALUES
+
+if TYPE_CHECKING:
+    from topiarist.graph.trace import Trace
+
+aten = torch.ops.aten
+_USED = "its indices become values"
+_BLANKS = frozenset(named("zeros", "zeros_like", "new_zeros"))
+_SCATTERS = frozenset(named("scatter", "scatter_"))
+
+
+class Picks:
+    """The picks of one trace, and which entries of which module lists deal with them."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.axes: dict[Axis, Reason] = {}  # of which indices were picked
+        self._trace: Trace = proxy(trace)  # which holds this
+        self._entries: dict[str, str] = {}  # entry of a module list → the list
+        self._lengths: dict[str, int] = {}  # of the lists
+        self._members: dict[tuple[Axis, int], dict[str, None]] = {}  # index → modules that deal with its picks
+        self._loose: set[str] = set()  # entries whose outputs count for every token
+        self._of: dict[int, Pick] = {}  # by id of the tensor, which the trace keeps; so do the next two
+        self._one_hot: dict[int, Pick] = {}  # tensors that are zero at indices of the axis that are not chosen
+        self._blank: set[int] = set()  # tensors of zeros
+        self._made: dict[int, str] = {}  # what an entry of a list returned for every token
+        self._at_work: dict[str, Pick] = {}  # modules that run on rows
+
+    def register(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
+        """Take in the module lists of a model."""
+        names = {id(module): name for name, module in modules}
+        for path, module in modules:
+            if isinstance(module, nn.ModuleList) and len(module) > 1:
+                self._lengths[path] = len(module)
+                self._entries.update((names[id(entry)], path) for entry in module)
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether there is anything to tie an index to."""
+        return bool(self._lengths)
+
+    def forget(self) -> None:
+        """The tensors are gone."""
+        for held in (self._of, self._one_hot, self._blank, self._made, self._at_work):
+            held.clear()
+
+    def is_pick(self, tensor: Tensor) -> bool:
+        """Whether a tensor is nothing unless some index is chosen."""
+        return id(tensor) in self._of
+
+    # ------------------------------------------------------------------ modules
+
+    def enter(self, name: str, args: Any) -> None:
+        """A module begins to run."""
+        found = [self._of[id(t)] for t in tree_leaves(args) if id(t) in self._of] if self._of else []
+        for pick in found if name in self._entries else ():
+            self._deals_with(pick, name)
+        if found and found[0].rows is not None:
+            self._at_work[name] = found[0]
+
+    def leave(self, name: str, outputs: Sequence[Tensor]) -> None:
+        """It has returned these."""
+        self._at_work.pop(name, None)
+        if name in self._entries:
+            self._made.update((id(t), name) for t in outputs if id(t) not in self._of)
+
+    def share(self) -> tuple[Axis, int] | None:
+        """The axis of which one index has its share of the rows that are computed with at the moment, and of how many
+        choices each row may be."""
+        found = (self._at_work[name] for name in self._trace.running if name in self._at_work)
+        pick = next(found, None)
+        return None if pick is None else (pick.axis, pick.times)
+
+    def _deals_with(self, pick: Pick, name: str) -> None:
+        members = self._members.setdefault((pick.axis, pick.place), {})
+        if not any(name.startswith(f"{outer}.") for outer in members):
+            members[name] = None
+
+    def lists(self, axis: Axis) -> tuple[str, ...]:
+        """The module lists of which entry i deals with index i of ``axis``, and with no other; none where the entries
+        of some list deal with it in another way."""
+        by_list: dict[str, dict[int, set[str]]] = {}
+        for (other, place), names in self._members.items():
+            for name in names if self._trace.graph.find(other) is axis else ():
+                by_list.setdefault(self._entries[name], {}).setdefault(place, set()).add(name)
+        aligned = [path for path, found in by_list.items() if self._is_aligned(path, found, axis.size)]
+        others = [found for path, found in by_list.items() if path not in aligned]
+        shared = all(len(found) == axis.size and len(set(map(frozenset, found.values()))) == 1 for found in others)
+        return tuple(aligned) if shared else ()
+
+    def _is_aligned(self, path: str, found: Mapping[int, set[str]], num: int) -> bool:
+        by_place = {i: {f"{path}.{i}"} for i in range(num)}
+        return (
+            self._lengths[path] == num and found == by_place and self._loose.isdisjoint(set().union(*by_place.values()))
+        )
+
+    # ------------------------------------------------------------------ operators
+
+    def compares(self, packet: Any, args: Sequence[Any]) -> bool:
+        """Whether an operator asks where an index was chosen, which is all that it uses of the values."""
+        return packet is aten.eq and type(args[1]) is int and self.has_lists
+
+    def put_one_hot(self, tensor: Tensor, axis: Axis) -> None:
+        """Say that a tensor is zero at indices of ``axis`` that are not chosen."""
+        self._one_hot[id(tensor)] = Pick(axis, 0)
+
+    def follow(self, packet: Any, args: Sequence[Any], kwargs: Any, outputs: Sequence[Tensor]) -> None:
+        """Say of what an operator returned whether it is a pick, and pin the axis where it cannot be followed."""
+        tensors = _operands(args, kwargs)
+        given = {id(t): self._of[id(t)] for t in tensors if id(t) in self._of}
+        made = [self._made[id(t)] for t in tensors if id(t) in self._made]
+        hot = self._scattered(packet, args) or (self._one_hot.get(id(tensors[0])) if tensors else None)
+        is_blank = packet in _BLANKS or (packet in KEEP_VALUES and id(tensors[0]) in self._blank)
+        self.overwritten(outputs)
+        if given:
+            self._used(packet, args, tensors, given, made, outputs)
+        elif self.compares(packet, args):
+            self._compared(args, outputs)
+        elif made and packet in KEEP_VALUES:
+            self._made.update((id(out), made[0]) for out in outputs)
+        else:
+            self._loose.update(made)
+            if is_blank:
+                self._blank.update(map(id, outputs))
+            elif hot is not None:
+                self._of_one_hot(packet, args, hot, outputs)
+
+    def overwritten(self, tensors: Sequence[Tensor]) -> None:
+        """These tensors hold something new."""
+        for tensor in tensors:
+            for held in (self._of, self._one_hot, self._made):
+                held.pop(id(tensor), None)
+            self._blank.discard(id(tensor))
+
+    def _scattered(self, packet: Any, args: Sequence[Any]) -> Pick | None:
+        """What is written among zeros, at the places that were chosen."""
+        if packet not in _SCATTERS or id(args[0]) not in self._blank:
+            return None
+        ranges = self._trace.indices(args[2]).ranges
+        return None if ranges is None else Pick(ranges, 0)
+
+    def _compared(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+        ranges = self._trace.indices(args[0]).ranges
+        if ranges is not None:
+            self._begin(Pick(ranges, args[1]), outputs)
+
+    def _of_one_hot(self, packet: Any, args: Sequence[Any], hot: Pick, outputs: Sequence[Tensor]) -> None:
+        """A single index of a one-hot encoding is a pick; what keeps the zeros stays one-hot."""
+        find, trace = self._trace.graph.find, self._trace
+        if packet is aten.select and find(trace.axes_of(args[0])[args[1]]) is find(hot.axis):
+            trace.drop_pins(outputs)
+            self._begin(hot._replace(place=args[2] % args[0].shape[args[1]]), outputs)
+        elif packet in KEEP_VALUES or packet in SUMS or packet in _SCATTERS:
+            times = hot.times * summed(args[0], outputs[0]) if packet in SUMS else hot.times
+            for out in outputs:
+                if any(find(axis) is find(hot.axis) for axis in trace.axes_of(out)):
+                    self._one_hot[id(out)] = hot._replace(times=times)
+
+    def _begin(self, pick: Pick, outputs: Sequence[Tensor]) -> None:
+        self.axes.setdefault(pick.axis, Reason(_USED, "order", *self._trace.here()))
+        self._of.update((id(out), pick) for out in outputs)
+
+    def _used(
+        self, packet: Any, args: Sequence[Any], tensors: Sequence[Tensor], given: Mapping[int, Pick],
+        made: Sequence[str], outputs: Sequence[Tensor],
+    ) -> None:  # fmt: skip
+        graph = self._trace.graph
+        try:
+            use = Use(packet, args, tensors, given, outputs, self._trace.axes_of, graph)
+            if len({(graph.find(pick.axis), pick.place) for pick in given.values()}) > 1:
+                check_total(use)
+                return
+            for name in made:
+                self._deals_with(next(iter(given.values())), name)
+            pick = becomes(use)
+        except SpoiltError:
+            for each in given.values():
+                self._trace.pin(each.axis, _USED)
+            return
+        if pick is not None:
+            self._of.update((id(out), pick) for out in outputs)
+
+
+def _operands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that an operator is given, alone or in lists."""
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend([each for each in value if isinstance(each, Tensor)])
+    return found
