@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,37 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYERS = (nn.Linear, *_CONVOLUTIONS)
 _LEAST_HIDDEN = 8  # of fewer all may be dead at first
 _OPEN = 1.28  # the logit at which noise of N(0, 1) leaves 0.9 of the channels open
+
+
+class Computed(NamedTuple):
+    """The channels that are computed for one sample: those that are open, then closed ones up to a multiple.
+
+    ``index`` is None where that is all of them, in their order; ``num_open`` of the ``num`` are open.
+    """
+
+    index: Tensor | None
+    num: int
+    num_open: int
+
+
+def _computed(opened: Tensor, round_to: int) -> Computed:
+    """What is computed of channels of which some are open, floats (channels,)."""
+    there = opened.nonzero().flatten()
+    num_open = len(there)
+    more = -num_open % round_to
+    if num_open + more >= len(opened):
+        return Computed(None, len(opened), num_open)
+    if more:
+        there = torch.cat((there, (opened == 0).nonzero().flatten()[:more]))
+    return Computed(there, num_open + more, num_open)
+
+
+def _part(opened: Tensor, round_to: int, training: bool) -> Tensor:
+    """The part of the channels that is computed, by sample; in training without rounding, for its gradient."""
+    if training:
+        return opened.mean(1)
+    rounded = (opened.sum(1) / round_to).ceil() * round_to
+    return rounded.clamp(max=opened.shape[1]) / opened.shape[1]
 
 
 class Decision(nn.Module):
@@ -47,10 +78,14 @@ class Decision(nn.Module):
         self.register_buffer("threshold", torch.zeros(()))
         self.always_open = False
         self.current = torch.ones(0, num_out)
+        self.computed = Computed(None, num_out, num_out)  # of the one sample that was decided on alone
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What is decided for x, (samples, num_in, …): floats (samples, num_out), 0 and 1 but for training."""
-        saliency = self.excite(F.relu(self.squeeze(x.flatten(2).mean(2) if x.ndim > 2 else x))) - self.threshold
+    def forward(self, x: Tensor, opened: Tensor | None = None) -> Tensor:
+        """What is decided for x, (samples, num_in, …), of which ``opened``, (samples, num_in), are read: floats
+        (samples, num_out), 0 and 1 but for training."""
+        pooled = x.flatten(2).mean(2) if x.ndim > 2 else x
+        pooled = pooled if opened is None else pooled * opened
+        saliency = self.excite(F.relu(self.squeeze(pooled))) - self.threshold
         if self.always_open:
             self.current = torch.ones_like(saliency)
         elif self.training:
@@ -72,8 +107,7 @@ class Decision(nn.Module):
 
 
 def _opened(saliency: Tensor) -> Tensor:
-    largest = F.one_hot(saliency.argmax(1), saliency.shape[1]).bool()
-    return ((saliency > 0) | largest).to(saliency.dtype)
+    return (saliency > 0).scatter_(1, saliency.argmax(1, keepdim=True), True).to(saliency.dtype)
 
 
 class AdaptiveLayer(nn.Module):
@@ -81,8 +115,8 @@ class AdaptiveLayer(nn.Module):
 
     Closed channels are multiplied by zero where they are read, after norms and activations. For a single sample in
     evaluation mode they are not computed: the weights of open channels are taken out, and what is not made is zero.
-    As many closed ones are computed along, and not read, as make a multiple of ``round_to``: kernels like these, and
-    are made anew for every number that they have not met.
+    As many closed ones are computed along, and read as zeros, as make a multiple of ``round_to``: kernels like these,
+    and are made anew for every number that they have not met. Where all are computed nothing is taken out.
 
     Args:
         layer: the layer.
@@ -102,29 +136,36 @@ class AdaptiveLayer(nn.Module):
         super().__init__()
         self.layer, self.decides, self.round_to = layer, decides, round_to
         self.reads = tuple(reads)  # modules of other layers: a tuple does not make them submodules of this one
+        self.run = _run(*reads[0]) if len(reads) == 1 else 0
         self.num_macs = num_macs
         self.share = torch.ones(0)  # of the multiply–accumulates, by sample, the last time
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer's own."""
-        opened = self._opened(x)
-        if not self.training and len(x) == 1:
-            return self._skipping(x, opened)
+        if len(x) == 1 and not self.training and not any(decision.training for decision, _ in self.reads):
+            return self._skipping(x)
+        opened = self._opened()
         if opened is not None:
             x = x * self._along(opened, x)
         made = None if self.decides is None else self.decides(x)
-        self._count(opened, made, x)
+        read = self.reads[0][0].current if self.reads and self.run else opened
+        share = torch.ones(len(x), dtype=x.dtype, device=x.device)
+        for part in (read, made):
+            share = share if part is None else share * _part(part, self.round_to, self.training)
+        self.share = share
         out: Tensor = self.layer(x)
         return out
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "share": self.share.detach()}
 
-    def _opened(self, x: Tensor) -> Tensor | None:
+    def _opened(self) -> Tensor | None:
         """Whether each input is open: floats (samples, inputs)."""
         opened: Tensor | None = None
         for decision, unit in self.reads:
-            unit = unit.to(x.device)
+            if self.run:
+                return decision.current if self.run == 1 else decision.current.repeat_interleave(self.run, 1)
+            unit = unit.to(decision.current.device)
             factor = torch.where(unit >= 0, decision.current[:, unit.clamp(min=0)], 1.0)
             opened = factor if opened is None else opened * factor
         return opened
@@ -134,44 +175,50 @@ class AdaptiveLayer(nn.Module):
         last = isinstance(self.layer, nn.Linear)
         return opened.view(len(x), *between, -1) if last else opened.view(len(x), -1, *between)
 
-    def _count(self, opened: Tensor | None, made: Tensor | None, x: Tensor) -> None:
-        share = torch.ones(len(x), dtype=x.dtype, device=x.device)
-        for part in (opened, made):
-            share = share if part is None else share * self._part(part)
-        self.share = share
-
-    def _part(self, opened: Tensor) -> Tensor:
-        """The part of the channels that is computed, by sample; in training without rounding, for its gradient."""
-        if self.training:
-            return opened.mean(1)
-        rounded = (opened.sum(1) / self.round_to).ceil() * self.round_to
-        return rounded.clamp(max=opened.shape[1]) / opened.shape[1]
-
-    def _computed(self, opened: Tensor) -> Tensor:
-        """The channels to compute: those that are open, and the first closed ones up to a multiple."""
-        there = opened.nonzero().flatten()
-        more = -len(there) % self.round_to
-        return torch.cat((there, (opened == 0).nonzero().flatten()[:more])) if more else there
-
-    def _skipping(self, x: Tensor, opened: Tensor | None) -> Tensor:
+    def _skipping(self, x: Tensor) -> Tensor:
+        """The output for one sample, from what is open and for what is."""
         layer: Any = self.layer
-        weight, bias, dim = layer.weight, layer.bias, x.ndim - 1 if isinstance(layer, nn.Linear) else 1
-        made = None if self.decides is None else self.decides(x if opened is None else x * self._along(opened, x))
-        self._count(opened, made, x)
-        if made is not None:
-            rows = self._computed(made[0])
-            weight, bias = weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
+        weight, bias, share = layer.weight, layer.bias, 1.0
+        opened, made = self._opened(), None
+        if self.decides is not None:
+            made = self.decides.computed = _computed(self.decides(x, opened)[0], self.round_to)
+            share *= made.num / self.decides.current.shape[1]
+            if made.index is not None:
+                weight = weight.index_select(0, made.index)
+                bias = None if bias is None else bias.index_select(0, made.index)
         if opened is not None:
-            columns = self._computed(opened[0])
-            x, weight = x.index_select(dim, columns), weight.index_select(1, columns)
-            x = x * self._along(opened.index_select(1, columns), x)
+            x, weight, part = self._taken(x, weight, opened)
+            share *= part
+        self.share = x.new_full((1,), share)
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
         out: Tensor = layer._conv_forward(x, weight, bias)
-        if made is None:
+        if made is None or made.index is None:
             return out
-        whole = out.new_zeros(1, made.shape[1], *out.shape[2:])
-        return whole.index_copy(1, rows, out)
+        whole = out.new_zeros(1, layer.out_channels, *out.shape[2:])
+        return whole.index_copy_(1, made.index, out)
+
+    def _taken(self, x: Tensor, weight: Tensor, opened: Tensor) -> tuple[Tensor, Tensor, float]:
+        """The inputs to read, their weights, and their part of all."""
+        dim, run = x.ndim - 1 if isinstance(self.layer, nn.Linear) else 1, self.run or 1
+        read = self.reads[0][0].computed if self.run else _computed(opened[0], self.round_to)
+        num = opened.shape[1] // run
+        if read.index is None:
+            return x if read.num_open == num else x * self._along(opened, x), weight, 1.0
+        if run > 1:
+            x, weight = x.unflatten(dim, (num, run)), weight.unflatten(1, (num, run))
+        x, weight = x.index_select(dim, read.index), weight.index_select(1, read.index)
+        x.narrow(dim, read.num_open, read.num - read.num_open).zero_()
+        if run > 1:
+            x, weight = x.flatten(dim, dim + 1), weight.flatten(1, 2)
+        return x, weight, read.num / num
+
+
+def _run(decision: Decision, unit: Tensor) -> int:
+    """How many inputs each channel has, where they follow one another in the order of the channels; 0 otherwise."""
+    num = decision.current.shape[1]
+    run = len(unit) // num
+    return run if torch.equal(unit, torch.arange(num, device=unit.device).repeat_interleave(run)) else 0
 
 
 class SelfAdaptive(nn.Module):
