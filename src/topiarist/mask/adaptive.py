@@ -7,9 +7,10 @@ says which of its outputs are worth computing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,30 +25,40 @@ from topiarist.plan import Member, Units
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYERS = (nn.Linear, *_CONVOLUTIONS)
 _LEAST_HIDDEN = 8  # of fewer all may be dead at first
+_Value = TypeVar("_Value")
 _OPEN = 1.28  # the logit at which noise of N(0, 1) leaves 0.9 of the channels open
 
 
 class Computed(NamedTuple):
-    """The channels that are computed for one sample: those that are open, then closed ones up to a multiple.
+    """The channels that are computed for one sample: those that are open, and some again up to a multiple.
 
-    ``index`` is None where that is all of them, in their order; ``num_open`` of the ``num`` are open.
+    ``opened`` is floats (1, channels), ``pattern`` the same as bytes. The first ``num_open`` of the ``num`` that
+    ``channels`` names are open, the rest only computed along; it is None where all are computed, in their order.
     """
 
-    index: Tensor | None
+    opened: Tensor
+    pattern: bytes
+    channels: Tensor | None
     num: int
     num_open: int
 
 
-def _computed(opened: Tensor, round_to: int) -> Computed:
-    """What is computed of channels of which some are open, floats (channels,)."""
-    there = opened.nonzero().flatten()
-    num_open = len(there)
-    more = -num_open % round_to
-    if num_open + more >= len(opened):
-        return Computed(None, len(opened), num_open)
-    if more:
-        there = torch.cat((there, (opened == 0).nonzero().flatten()[:more]))
-    return Computed(there, num_open + more, num_open)
+class _Recent(Generic[_Value]):
+    """The last ``num`` values that were made, by what they were made for."""
+
+    def __init__(self, num: int) -> None:
+        self.num = num
+        self.values: OrderedDict[Hashable, _Value] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
+        if not self.num:
+            return make()
+        if key not in self.values:
+            if len(self.values) == self.num:
+                self.values.popitem(last=False)
+            self.values[key] = make()
+        self.values.move_to_end(key)
+        return self.values[key]
 
 
 def _part(opened: Tensor, round_to: int, training: bool) -> Tensor:
@@ -78,24 +89,40 @@ class Decision(nn.Module):
         self.register_buffer("threshold", torch.zeros(()))
         self.always_open = False
         self.current = torch.ones(0, num_out)
-        self.computed = Computed(None, num_out, num_out)  # of the one sample that was decided on alone
+        self.computed = Computed(self.current, b"", None, num_out, num_out)  # of the one sample decided on alone
 
-    def forward(self, x: Tensor, opened: Tensor | None = None) -> Tensor:
-        """What is decided for x, (samples, num_in, …), of which ``opened``, (samples, num_in), are read: floats
-        (samples, num_out), 0 and 1 but for training."""
-        pooled = x.flatten(2).mean(2) if x.ndim > 2 else x
-        pooled = pooled if opened is None else pooled * opened
-        saliency = self.excite(F.relu(self.squeeze(pooled))) - self.threshold
+    def forward(self, x: Tensor) -> Tensor:
+        """What is decided for x, (samples, num_in, …): floats (samples, num_out), 0 and 1 but for training."""
+        saliency = self.saliency(x)
         if self.always_open:
             self.current = torch.ones_like(saliency)
         elif self.training:
-            noisy = saliency + torch.randn_like(saliency)
+            noisy = saliency - self.threshold + torch.randn_like(saliency)
             soft = (1.2 * noisy.sigmoid() - 0.1).clamp(0, 1)
-            hard = _opened(noisy) + (soft - soft.detach())  # exactly 0 or 1
+            hard = _opened(noisy, 0).to(noisy.dtype) + (soft - soft.detach())  # exactly 0 or 1
             self.current = torch.where(torch.rand(len(x), 1, device=x.device) < 0.5, soft, hard)
         else:
-            self.current = _opened(saliency)
+            self.current = _opened(saliency, self.threshold).to(saliency.dtype)
         return self.current
+
+    def saliency(self, x: Tensor, opened: Tensor | None = None) -> Tensor:
+        """s of x, of which ``opened``, floats (samples, num_in), are read: (samples, num_out)."""
+        pooled = x.mean(tuple(range(2, x.ndim))) if x.ndim > 2 else x
+        if opened is not None:
+            pooled = pooled * opened
+        squeeze, excite = self.squeeze, self.excite
+        hidden = F.linear(pooled, squeeze.weight, squeeze.bias).relu_()
+        return F.linear(hidden, excite.weight, excite.bias)
+
+    def alone(self, x: Tensor, opened: Tensor | None, compute: Callable[[Tensor, torch.dtype], Computed]) -> Computed:
+        """What is computed for a single sample in evaluation mode."""
+        saliency = self.saliency(x, opened)
+        opens = torch.ones_like(saliency, dtype=torch.bool) if self.always_open else saliency > self.threshold
+        made = compute(opens, x.dtype)
+        if not made.num_open:
+            made = compute(_opened(saliency, self.threshold), x.dtype)
+        self.current, self.computed = made.opened, made
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "current": self.current.detach()}  # a copy has no part in the graph of the last call
@@ -106,8 +133,8 @@ class Decision(nn.Module):
         return self.squeeze.weight.numel() + self.excite.weight.numel()
 
 
-def _opened(saliency: Tensor) -> Tensor:
-    return (saliency > 0).scatter_(1, saliency.argmax(1, keepdim=True), True).to(saliency.dtype)
+def _opened(saliency: Tensor, threshold: Tensor | int) -> Tensor:
+    return (saliency > threshold).scatter_(1, saliency.argmax(1, keepdim=True), True)
 
 
 class AdaptiveLayer(nn.Module):
@@ -115,8 +142,8 @@ class AdaptiveLayer(nn.Module):
 
     Closed channels are multiplied by zero where they are read, after norms and activations. For a single sample in
     evaluation mode they are not computed: the weights of open channels are taken out, and what is not made is zero.
-    As many closed ones are computed along, and read as zeros, as make a multiple of ``round_to``: kernels like these,
-    and are made anew for every number that they have not met. Where all are computed nothing is taken out.
+    The first channel is computed again, and read as zeros, as often as makes a multiple of ``round_to``: kernels like
+    these, and are made anew for every number that they have not met. Where that would be all, nothing is taken out.
 
     Args:
         layer: the layer.
@@ -139,6 +166,12 @@ class AdaptiveLayer(nn.Module):
         self.run = _run(*reads[0]) if len(reads) == 1 else 0
         self.num_macs = num_macs
         self.share = torch.ones(0)  # of the multiply–accumulates, by sample, the last time
+        self.remember(0)
+
+    def remember(self, num: int) -> None:
+        """Keep the weights that were taken out for the last ``num`` patterns of open channels; 0 for none."""
+        self.patterns: _Recent[Computed] = _Recent(num)
+        self.weights: _Recent[tuple[Tensor, Tensor | None]] = _Recent(num)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer's own."""
@@ -178,40 +211,68 @@ class AdaptiveLayer(nn.Module):
     def _skipping(self, x: Tensor) -> Tensor:
         """The output for one sample, from what is open and for what is."""
         layer: Any = self.layer
-        weight, bias, share = layer.weight, layer.bias, 1.0
-        opened, made = self._opened(), None
-        if self.decides is not None:
-            made = self.decides.computed = _computed(self.decides(x, opened)[0], self.round_to)
-            share *= made.num / self.decides.current.shape[1]
-            if made.index is not None:
-                weight = weight.index_select(0, made.index)
-                bias = None if bias is None else bias.index_select(0, made.index)
+        dim = x.ndim - 1 if isinstance(layer, nn.Linear) else 1
+        opened, decides, made, read, share = self._opened(), self.decides, None, None, 1.0
+        if decides is not None:
+            made = decides.alone(x, opened, self._computed)
+            share *= made.num / made.opened.shape[1]
         if opened is not None:
-            x, weight, part = self._taken(x, weight, opened)
-            share *= part
+            read = self.reads[0][0].computed if self.run else self._computed(opened != 0, opened.dtype)
+            share *= read.num / read.opened.shape[1]
+            x = self._read(x, opened, read, dim)
         self.share = x.new_full((1,), share)
+        weight, bias = self._weights(layer, made, read)
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
         out: Tensor = layer._conv_forward(x, weight, bias)
-        if made is None or made.index is None:
+        if made is None or made.channels is None:
             return out
-        whole = out.new_zeros(1, layer.out_channels, *out.shape[2:])
-        return whole.index_copy_(1, made.index, out)
+        return out.new_zeros(1, layer.out_channels, *out.shape[2:]).index_copy_(1, made.channels, out)
 
-    def _taken(self, x: Tensor, weight: Tensor, opened: Tensor) -> tuple[Tensor, Tensor, float]:
-        """The inputs to read, their weights, and their part of all."""
-        dim, run = x.ndim - 1 if isinstance(self.layer, nn.Linear) else 1, self.run or 1
-        read = self.reads[0][0].computed if self.run else _computed(opened[0], self.round_to)
-        num = opened.shape[1] // run
-        if read.index is None:
-            return x if read.num_open == num else x * self._along(opened, x), weight, 1.0
-        if run > 1:
-            x, weight = x.unflatten(dim, (num, run)), weight.unflatten(1, (num, run))
-        x, weight = x.index_select(dim, read.index), weight.index_select(1, read.index)
-        x.narrow(dim, read.num_open, read.num - read.num_open).zero_()
-        if run > 1:
-            x, weight = x.flatten(dim, dim + 1), weight.flatten(1, 2)
-        return x, weight, read.num / num
+    def _computed(self, opens: Tensor, dtype: torch.dtype) -> Computed:
+        """What is computed where channels are open, bools (1, channels)."""
+        pattern = opens.cpu().numpy().tobytes()
+
+        def compute() -> Computed:
+            num_open = pattern.count(1)
+            more = -num_open % self.round_to
+            if num_open + more >= len(pattern):
+                return Computed(opens.to(dtype), pattern, None, len(pattern), num_open)
+            channels = F.pad(opens.view(-1).nonzero().view(-1), (0, more))
+            return Computed(opens.to(dtype), pattern, channels, num_open + more, num_open)
+
+        return self.patterns.get((pattern, dtype), compute)
+
+    def _read(self, x: Tensor, opened: Tensor, read: Computed, dim: int) -> Tensor:
+        """What is computed with of x; what is not open is zero."""
+        if read.channels is None:
+            return x if read.num_open == read.num else x * self._along(opened, x)
+        x, run = _select(x, dim, read.channels, self.run), self.run or 1
+        if read.num > read.num_open:
+            x.narrow(dim, run * read.num_open, run * (read.num - read.num_open)).zero_()
+        return x
+
+    def _weights(self, layer: Any, made: Computed | None, read: Computed | None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of what is computed."""
+        rows, columns = None if made is None else made.channels, None if read is None else read.channels
+
+        def take() -> tuple[Tensor, Tensor | None]:
+            weight, bias = layer.weight, layer.bias
+            if rows is not None:
+                weight, bias = weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
+            return weight if columns is None else _select(weight, 1, columns, self.run), bias
+
+        if torch.is_grad_enabled() or (rows is None and columns is None):
+            return take()
+        return self.weights.get((made and made.pattern, read and read.pattern), take)
+
+
+def _select(x: Tensor, dim: int, index: Tensor, run: int) -> Tensor:
+    """Of a dimension in which every channel has ``run`` places one after another, those of some channels."""
+    if run <= 1:
+        return x.index_select(dim, index)
+    parts = x.view(*x.shape[:dim], -1, run, *x.shape[dim + 1 :]).index_select(dim, index)
+    return parts.flatten(dim, dim + 1)
 
 
 def _run(decision: Decision, unit: Tensor) -> int:
@@ -310,6 +371,31 @@ class SelfAdaptive(nn.Module):
         """Set θ of every decision: the higher, the less is computed."""
         for decision in self.decisions.values():
             decision.threshold.fill_(threshold)
+
+    @contextmanager
+    def remembering(self, num: int = 32) -> Iterator[SelfAdaptive]:
+        """For serving: inside the ``with`` the weights that single samples took out are kept, and taken again for
+        the same decisions, those of the last ``num`` patterns in each layer; the weights must not change meanwhile.
+
+        Raises:
+            InputError: ``num`` is below 1.
+
+        Example:
+            >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+            >>> adaptive, x = SelfAdaptive(net, torch.zeros(1, 1, 6, 6)).eval(), torch.rand(1, 1, 6, 6)
+            >>> with adaptive.remembering(), torch.no_grad():
+            ...     bool(torch.equal(adaptive(x), adaptive(x)))
+            True
+        """
+        if num < 1:
+            raise InputError(f"patterns to remember are 1 or more, got {num!r}")
+        for layer in self.layers:
+            layer.remember(num)
+        try:
+            yield self
+        finally:
+            for layer in self.layers:
+                layer.remember(0)
 
     @contextmanager
     def opened(self) -> Iterator[SelfAdaptive]:
