@@ -32,7 +32,7 @@ Row = dict[str, Any]
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "adaptive.json", HERE.parent / "docs" / "methods" / "self-adaptive.md"
 COSTS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.2)
-NUM_IMAGES, HALVINGS = 16, 14
+NUM_IMAGES, HALVINGS, FARTHEST, CLOSE = 16, 20, 1e3, 0.03
 NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and the side of the image
     "ResNet-20": (lambda: build("resnet20"), 32),
     "VGG-16, a quarter as wide": (lambda: vgg16_bn(width=0.25), 32),
@@ -105,7 +105,7 @@ def shifted(model: SelfAdaptive, images: Tensor, cost: float) -> float:
         nn.init.normal_(decision.squeeze.weight, std=3.0)
         for tensor in decision.excite.parameters():
             nn.init.normal_(tensor)
-    low, high = -16.0, 16.0
+    low, high = -FARTHEST, FARTHEST
     for _ in range(HALVINGS):
         model.shift((low + high) / 2)
         model(images)
