@@ -125,6 +125,22 @@ def test_a_method_runs_from_the_command_line(tmp_path, options):
     assert "complete" in again.output
 
 
+def test_an_option_that_a_method_decides_is_refused_by_name(tmp_path):
+    arguments = f"prune --arch my --epochs 0.1 --method snip --saliency l1 --out {tmp_path / 'run'}".split()
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 2, found.output
+    assert "the method snip decides 'saliency' itself, got 'l1'" in " ".join(found.output.split())
+
+
+def test_an_error_of_the_users_own_stays_what_it_is(net):
+    def loss(outputs, targets):
+        raise TypeError("my_loss() got an unexpected keyword argument 'reduction'")
+
+    given = {"data": [(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))], "loss": loss}
+    with pytest.raises(TypeError, match="reduction"):
+        METHODS["snip"].told(net, torch.zeros(1, 4), {"budget": topiarist.Budget(sparsity=0.5)}, **given)
+
+
 class Residual(nn.Module):
     """Two residual blocks of convolutions, then a classifier: something to cut for every structure."""
 

@@ -52,6 +52,7 @@ INDIFFERENT: dict[str, Callable[[Any, Tensor], Any]] = {
     "a norm of its own": own_norm,
     "dropout by hand": lambda m, h: F.dropout(h, 0.3, m.training),
     "stochastic depth": lambda m, h: h * h.new_empty(h.shape[0], 1, 1, 1).bernoulli_(0.5) if m.training else h,
+    "scaled depth": lambda m, h: h * h.new_empty(h.shape[0], 1, 1, 1).bernoulli_(0.5).div_(0.5) if m.training else h,
 }
 DIFFERENT: dict[str, Callable[[Any, Tensor], Any]] = {
     "an auxiliary head": lambda m, h: (h, m.aux(h)) if m.training else h,
@@ -99,6 +100,21 @@ def test_one_run_where_the_mode_makes_no_difference(name: str, monkeypatch: pyte
     assert seen == [False]
     assert facts(axes) == in_both(model, x, monkeypatch)
     assert "block.conv.weight:0" in axes.free
+
+
+def test_zeros_along_what_is_pinned_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stochastic depth multiplies examples by what is not zero, and no example is ever cut."""
+    dropped = INDIFFERENT["scaled depth"]
+    model, x = Net(dropped), torch.zeros(1, 4, 5, 5)
+    seen, axes = runs(model, x, monkeypatch)
+    assert seen == [False]
+    assert facts(axes) == in_both(model, x, monkeypatch)
+
+    def strict(self: Any, left: Any, right: Any, *zeros: bool) -> bool:
+        return self.graph.find(left) is self.graph.find(right) and zeros[0] == zeros[1]
+
+    monkeypatch.setattr(traces.Trace, "_are_alike", strict)  # sabotage
+    assert runs(model, x, monkeypatch)[0] == [False, True]
 
 
 @pytest.mark.parametrize("name", DIFFERENT)

@@ -1,8 +1,11 @@
-"""Optimal Brain Damage against magnitude on LeNet-300-100: compression 2 to 32, the same training after each round.
+"""Optimal Brain Damage against magnitude on LeNet-300-100: compression 2 to 128, the same training after each round.
 
     python bench/experiments/obd_mnist.py --data ../shared/data
 
-Each round halves what is left and trains for the same epochs; without training the masks alone are compared.
+On the first 12,000 training images. Each round halves what is left and trains for the same epochs; without training
+the masks alone are compared. The Hessian's diagonal is that of its Gauss–Newton part, exactly. What is to be seen: at
+high compression the second order keeps more of the accuracy. (Probes instead, `curvature="hutchinson"`, are too noisy
+where curvature is small: with them magnitude is better at every compression.)
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ from topiarist.data import load_data
 from topiarist.models import LeNet300100
 from topiarist.recover import FineTune, NoRecovery, TrainingRecipe, train
 
-ROUNDS = 5
-EPOCHS, AFTER = 15, 3
-METHODS: dict[str, dict[str, Any]] = {"optimal-brain-damage": {"curvature": "hutchinson"}, "magnitude": {}}
+NUM_IMAGES, ROUNDS = 12_000, 7
+EPOCHS, AFTER = 20, 3
+METHODS: dict[str, dict[str, Any]] = {"optimal-brain-damage": {"curvature": "gauss-newton"}, "magnitude": {}}
 
 
 def recipe(epochs: float, lr: float) -> TrainingRecipe:
@@ -60,8 +63,7 @@ def main() -> None:
     table = Table("obd_mnist", chosen.out)
     for seed in range(chosen.seeds):
         data = load_data(chosen.folder, seed=seed)
-        if chosen.quick:
-            first(data, 640, 500)
+        first(data, 640 if chosen.quick else NUM_IMAGES, 500 if chosen.quick else 10_000)
         table.run(f"dense/{seed}", lambda s=seed, d=data: {"error": error_rate(dense(s, d, chosen), d.test)})
         for after in (0, AFTER):
             for method in METHODS:
@@ -82,7 +84,7 @@ def render(table: Table) -> str:
     return "\n".join(
         [
             "# Optimal Brain Damage and magnitude\n",
-            f"LeNet-300-100 on MNIST, dense {dense_error}: test error in percentage points at growing compression of "
+            f"LeNet-300-100 on 12,000 images of MNIST, dense {dense_error}: test error in percentage points at growing compression of "
             "the weights, epochs after each round as said; mean ± sample standard deviation over seeds. Generated from "
             "`obd_mnist.json` by `python bench/experiments/obd_mnist.py --data ../shared/data`.\n",
             markdown(["method", "epochs a round", *(f"{2**n}×" for n in range(1, ROUNDS + 1))], rows),

@@ -177,7 +177,7 @@ def pruned(
         "on_step": stage.pruning,
     }
     if task.recipe.method is not None:
-        return resolve(task.recipe.method).run(dense, task.example_inputs, **with_all, **task.method_options)
+        return resolve(task.recipe.method).told(dense, task.example_inputs, task.method_options, **with_all)
     return prune_model(
         dense,
         task.example_inputs,

@@ -49,7 +49,17 @@ _FILLING = frozenset({  # what does nothing to a tensor without values
     "kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_",
 })  # fmt: skip
 _LARGE = 1 << 16  # a new tensor of more entries holds no values: nothing is computed from weights
-End = Any  # the path of an integer attribute, or an `_End`
+
+
+@dataclass(frozen=True)
+class _Dim:
+    """One dimension of a stored tensor."""
+
+    tensor: str
+    dim: int
+
+
+End = str | _Dim  # the path of an integer attribute, or a dimension: what a config's fields are to say
 
 
 class _Recorder(TorchFunctionMode):
@@ -214,25 +224,17 @@ def read(model: nn.Module, name: str) -> Blueprint:
     }
     for tensor_name, tensor in _stored(built).items():
         shape = recorder.shape_of(tensor) or tuple(tensor.shape)
-        said.update((_End(tensor_name, dim), size) for dim, size in enumerate(shape))
+        said.update((_Dim(tensor_name, dim), size) for dim, size in enumerate(shape))
     said = _corrected(model, name, fields, fresh, said)
     equal = [(Term("-", left, right), where) for left, right, where in hearing.equal]
     derived = {end: e for end, e in said.items() if isinstance(end, str) and not isinstance(e, int)}
-    tensors = {n: tuple(said[_End(n, dim)] for dim in range(len(shape))) for n, shape in fresh.shapes.items()}
+    tensors = {n: tuple(said[_Dim(n, dim)] for dim in range(len(shape))) for n, shape in fresh.shapes.items()}
     blueprint = Blueprint(model, name, fields, tensors, derived, equal, fresh)
     own = replace(_Built.of(model), integers={path: found[path] for path in derived if path in found}, others={})
     differs = _difference(own, fresh, blueprint.title)
     if differs is not None:
         raise InputError(f"uniform={name!r} asks for a model that is as its class builds it, but {differs}")
     return blueprint
-
-
-@dataclass(frozen=True)
-class _End:
-    """One dimension of a stored tensor."""
-
-    tensor: str
-    dim: int
 
 
 def _corrected(
@@ -267,9 +269,10 @@ def _corrected(
 
 def _sizes_of(built: _Built) -> dict[End, int]:
     ends: dict[End, int] = {
-        _End(name, dim): size for name, shape in built.shapes.items() for dim, size in enumerate(shape)
+        _Dim(name, dim): size for name, shape in built.shapes.items() for dim, size in enumerate(shape)
     }
-    return {**built.integers, **ends}
+    ends.update(built.integers)
+    return ends
 
 
 def _monomial(value: int, doubled: Mapping[str, int], fields: Mapping[str, int]) -> Expression:

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
-from topiarist.graph.blueprint import read
+from topiarist.graph.blueprint import Blueprint, read
 from topiarist.graph.copies import UncopiedError, model_tensors, named_modules, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
 from topiarist.graph.modes import Modes
@@ -133,7 +133,6 @@ class _Functions(TorchFunctionMode):
         return self.bodies[func]
 
 
-@collector_paused()
 def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> Axes:
     """Infer the axes of ``model``: which tensor dimensions live and die together, and which may not shrink, and why.
 
@@ -159,7 +158,13 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
     lazy = [name for name, tensor, _ in held if torch.nn.parameter.is_lazy(tensor)]
     if lazy:
         raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
-    blueprint = None if uniform is None else read(model, uniform)
+    with collector_paused():
+        return _traced(model, example_inputs, held, None if uniform is None else read(model, uniform))
+
+
+def _traced(
+    model: nn.Module, example_inputs: Any, held: Sequence[tuple[str, Tensor, str]], blueprint: Blueprint | None
+) -> Axes:
     state = Trace()
     tensors = _register(state, held)
     integers = attributes.integer_attributes(model)

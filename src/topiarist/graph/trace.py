@@ -175,8 +175,8 @@ class Trace:
 
     def alias(self, twin: Tensor, tensor: Tensor) -> None:
         """Let ``twin`` stand for ``tensor``."""
-        known = self._known[id(tensor)][1]
-        self.put(twin, known.axes, known.zero, known.source, known.is_uniform, known.pins, known.ranges)
+        self._sharing.setdefault(_storage(twin), []).append(twin)
+        self._known[id(twin)] = (twin, self._known[id(tensor)][1])
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether an operator or the model itself has made ``tensor``."""
@@ -259,7 +259,7 @@ class Trace:
         """What two dimensions of a view, or of a rearranged copy, are in the model tensor ``source``."""
         strides, axes = self.strides[source], self.sources[source]
         if any(self._known[id(t)][1].source == source and t.stride() == strides and t.dim() == len(axes)
-               for t in self._sharing.get(_storage(view), ())):  # fmt: skip
+               for t in (view, *self._sharing.get(_storage(view), ()))):  # fmt: skip
             return matrix_by_strides(strides, view, inner, outer)
         held = [{leaf for leaf in self.graph.leaves(axis) if leaf.size > 1} for axis in axes]
         factor = [{*self.graph.leaves(self[view].axes[dim])} for dim in (inner, outer)]
@@ -308,10 +308,16 @@ class Trace:
             return False
         return all(
             len(a.axes) == len(b.axes)
-            and all(self.graph.find(left) is self.graph.find(right) for left, right in zip(a.axes, b.axes, strict=True))
-            and (a.zero, a.source, a.is_uniform, a.pins, a.ranges) == (b.zero, b.source, b.is_uniform, b.pins, b.ranges)
+            and all(map(self._are_alike, a.axes, b.axes, a.zero, b.zero))
+            and (a.source, a.is_uniform, a.pins, a.ranges) == (b.source, b.is_uniform, b.pins, b.ranges)
             for a, b in zip(before, after, strict=True)
         )
+
+    def _are_alike(self, left: Axis, right: Axis, left_zero: bool, right_zero: bool) -> bool:
+        """Whether two are one axis, of which zeroed indices are zero in both tensors or, being pinned, never come."""
+        if self.graph.find(left) is not self.graph.find(right):
+            return False
+        return left_zero == right_zero or all(leaf.pins for leaf in self.graph.leaves(left))
 
     def kind_of(self, module: nn.Module, args: Sequence[Any], kwargs: Any) -> Hashable:
         """What calls that go the same way have in common; None where that cannot be said."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from torch import nn
 
 from topiarist.errors import InputError, nearest
 from topiarist.pruning import PruneResult
@@ -49,6 +52,24 @@ class Method:
         """What can be said beyond the arguments of `topiarist.prune`: the method's own options and their defaults."""
         parameters = inspect.signature(self.run).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+    def told(self, model: nn.Module, example_inputs: Any, options: Mapping[str, Any], **given: Any) -> PruneResult:
+        """What ``run`` makes of the model with what it is ``given`` and with a user's ``options``.
+
+        Raises:
+            InputError: an option that the method decides itself, or does not have.
+        """
+        try:
+            return self.run(model, example_inputs, **given, **options)
+        except TypeError as error:
+            refused = re.search(r"(?:multiple values for|unexpected) keyword argument '(\w+)'", str(error))
+            if refused is None or refused[1] not in options:
+                raise
+            own = ", ".join(self.options) or "none of its own"
+            raise InputError(
+                f"the method {self.name} decides {refused[1]!r} itself, got {options[refused[1]]!r}; leave it out "
+                f"(its options: {own})"
+            ) from error
 
 
 METHODS: dict[str, Method] = {}

@@ -32,5 +32,5 @@ def flap(
     met, so that heads and channels cost what they cost. The residual stream stays whole. No labels, no gradients, no
     training. Other options are those of `topiarist.prune`.
     """
-    told = {"saliency": Flap(metric), "allocation": "global", **options}
-    return prune(model, example_inputs, structure=structure, recover=recover, **told)
+    told = {"allocation": "global", **options}
+    return prune(model, example_inputs, structure=structure, saliency=Flap(metric), recover=recover, **told)

@@ -26,5 +26,5 @@ def grasp(model: nn.Module, example_inputs: Any, *, temperature: float = 200.0, 
     H and g are those of the loss with outputs divided by ``temperature``, the mean over ``data``. ``model``,
     ``checkpoints`` and ``recipe`` are as for `snip`; other options are those of `topiarist.prune`.
     """
-    told = {"saliency": GraSP(temperature), "allocation": "global", **options}
-    return prune_untrained(model, example_inputs, **told)
+    told = {"allocation": "global", **options}
+    return prune_untrained(model, example_inputs, saliency=GraSP(temperature), **told)

@@ -22,5 +22,5 @@ def hrank(model: nn.Module, example_inputs: Any, *, recover: Any = "fine-tune", 
     A few batches of ``data`` are enough for the ranks. ``allocation`` is ``"uniform"`` unless given; the paper sets the
     share of each layer by hand (a dict of ratios does). Other options are those of `topiarist.prune`.
     """
-    told = {"structure": "channel", "saliency": "hrank", "allocation": "uniform", **options}
-    return prune(model, example_inputs, recover=recover, **told)
+    told = {"structure": "channel", "allocation": "uniform", **options}
+    return prune(model, example_inputs, saliency="hrank", recover=recover, **told)

@@ -35,4 +35,4 @@ def snip(model: nn.Module, example_inputs: Any, **options: Any) -> PruneResult:
         >>> result.plan.removed["weight"].tolist()  # |w · g| is 2 · 14 and 0.5 · 140
         [True, False]
     """
-    return prune_untrained(model, example_inputs, **{"saliency": "snip", "allocation": "global", **options})
+    return prune_untrained(model, example_inputs, saliency="snip", **{"allocation": "global", **options})

@@ -39,5 +39,7 @@ def sparsegpt(
     """
     share = 0.5 if budget is None else budget.removed
     criterion: Saliency = OBC(damping) if exact else SparseGPT(share, damping=damping)
-    told = {"saliency": criterion, "allocation": "uniform", "recover": "none", **options}
-    return prune(model, example_inputs, structure=structure, sequential=sequential, budget=budget, **told)
+    told = {"allocation": "uniform", "recover": "none", **options}
+    return prune(
+        model, example_inputs, structure=structure, saliency=criterion, sequential=sequential, budget=budget, **told
+    )

@@ -33,5 +33,5 @@ def synflow(model: nn.Module, example_inputs: Any, *, steps: int = 100, **option
         >>> result.plan.num_removed, len(result.curve)
         (36, 10)
     """
-    told = {"saliency": "synflow", "allocation": "global", "schedule": "exponential", **options}
-    return prune_untrained(model, example_inputs, steps=steps, **told)
+    told = {"allocation": "global", "schedule": "exponential", **options}
+    return prune_untrained(model, example_inputs, saliency="synflow", steps=steps, **told)

@@ -31,5 +31,5 @@ def wanda(
     Layers go one after the other, each seeing what those before it leave (``sequential``). ``structure="2:4"`` needs no
     budget; ``among="layer"`` lets all weights of a layer compete. Other options are those of `topiarist.prune`.
     """
-    told = {"saliency": Wanda(among), "allocation": "uniform", "recover": "none", **options}
-    return prune(model, example_inputs, structure=structure, sequential=sequential, **told)
+    told = {"allocation": "uniform", "recover": "none", **options}
+    return prune(model, example_inputs, structure=structure, saliency=Wanda(among), sequential=sequential, **told)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,16 +96,17 @@ def verify(
     part = exact_part(model, plan, example_inputs)
     error = _worst(model, shrink(model, part), part, inputs, tolerance)
     own = _distance(_outputs(in_float64(whole), inputs), _outputs(in_float64(small), inputs))  # the one to be proved
-    return Verification(max(error, own), tolerance, exact_names, inexact, _gap_of(model, small, plan, inputs))
+    return Verification(max(error, own), tolerance, exact_names, inexact, _error(model, small, plan, inputs))
 
 
 def _worst(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, tolerance: float) -> float:
     """The larger of the errors with the model's weights and with moved ones; the first that is too large ends it."""
-    error = _gap_of(model, small, plan, inputs)
+    error = _error(model, small, plan, inputs)
     for scale in _MOVES if error <= tolerance else ():
         moved = _moved(model, inputs, scale)
-        gap = _gap_of(moved, shrink(moved, plan), plan, inputs, outside_domain=-1.0)
-        if gap >= 0:
+        smaller = shrink(moved, plan)
+        gap = _gap_of([moved].pop, [smaller].pop, plan, inputs)  # its own to change: large ones have no room for copies
+        if gap is not None:
             return max(error, gap)
     return error
 
@@ -116,18 +118,29 @@ def exact_part(model: nn.Module, plan: Plan, example_inputs: Any) -> Plan:
     return Plan(plan.structure, removed, axes.slices(removed), axes.attributes(removed)[0])
 
 
-def _gap_of(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any, outside_domain: float = float("inf")) -> float:
-    """max |masked − small| / max |masked|; ``outside_domain`` where the masked model returns what is not a number."""
+def _error(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> float:
+    """max |masked − small| / max |masked|; infinite where the masked model returns what is not a number."""
+    gap = _gap_of(lambda: in_float64(model), lambda: in_float64(small), plan, inputs)
+    return math.inf if gap is None else gap
+
+
+def _gap_of(model: Callable[[], nn.Module], small: Callable[[], nn.Module], plan: Plan, inputs: Any) -> float | None:
+    """The same of models in float64, each made when it is its turn; ``model`` is changed.
+
+    None where the masked model returns what is not a number: weights outside of its domain.
+    """
+    masked = model()
     try:
-        expected = _outputs(_zeroed(in_float64(model), plan), inputs)
+        expected = _outputs(_zeroed(masked, plan), inputs)
     except RuntimeError as error:  # of an operator without a float64 kernel, or a type that is written in the code
         raise InputError(
-            f"{type(model).__name__} does not run in float64, in which the proof is done ({error}); compare it with "
+            f"{type(masked).__name__} does not run in float64, in which the proof is done ({error}); compare it with "
             f"the smaller model on your own data"
         ) from error
     if any(bool(t.isnan().any()) for t in expected):
-        return outside_domain
-    return _distance(expected, _outputs(in_float64(small), inputs))
+        return None
+    del masked
+    return _distance(expected, _outputs(small(), inputs))
 
 
 def _distance(expected: list[Tensor], found: list[Tensor]) -> float:

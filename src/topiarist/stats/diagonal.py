@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import InputError
-from topiarist.stats.examples import flat_outputs, output_roots, rows
+from topiarist.stats.examples import flat_outputs, output_roots
+from topiarist.stats.row_squares import row_squares
 from topiarist.stats.statistic import Batch, PerParameter, Subject
 
 _NUM_OUTPUTS = 128  # an example; with more, as many backward passes cost more than probes
@@ -49,9 +50,8 @@ class _Diagonal(PerParameter):
 
     def on_batch(self, batch: Batch) -> None:
         if self.method == "gauss-newton" or (self.method == "auto" and _is_small(batch)):
-            for chunk in rows(batch, output_roots(batch)):
-                for name, found in chunk.items():
-                    self.values[name] += found.square().sum((0, 1)) / batch.size
+            for name, squares in row_squares(batch, output_roots(batch)).items():
+                self.values[name] += squares / batch.size
         else:
             self._probe(batch)
         self._number = batch.number

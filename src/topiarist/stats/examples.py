@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -76,15 +76,17 @@ def _from_outputs(batch: Batch) -> tuple[Tensor, Tensor]:
     return leaf, batch.loss_function(tree_unflatten(rebuilt, form), batch.targets)
 
 
-def rows(batch: Batch, cotangents: Tensor) -> Iterator[dict[str, Tensor]]:
+def rows(batch: Batch, cotangents: Tensor, names: Sequence[str] | None = None) -> Iterator[dict[str, Tensor]]:
     """J_nᵀ v_nr for the Jacobian J_n of example n and each of its cotangents: (examples, rank, *shape of parameter).
 
     Comes in chunks of examples that fit into memory. Models that `torch.func.vmap` cannot take run example by example.
 
     Args:
         cotangents: (examples, rank, outputs).
+        names: of the parameters that are asked for; all of them where nothing is said.
     """
-    parameters = {name: p.detach() for name, p in batch.subject.parameters.items()}
+    held = batch.subject.parameters
+    parameters = {name: held[name].detach() for name in (held if names is None else names)}
     per_example = cotangents.shape[1] * sum(p.numel() for p in parameters.values())
     step = max(1, _ELEMENTS // max(1, per_example))
     for first in range(0, batch.size, step):
@@ -92,17 +94,17 @@ def rows(batch: Batch, cotangents: Tensor) -> Iterator[dict[str, Tensor]]:
         try:
             yield _vmapped(batch, parameters, first, part)
         except (RuntimeError, ValueError):  # an operator without a batching rule, or control flow that looks at data
-            yield _one_by_one(batch, first, part)
+            yield _one_by_one(batch, {name: held[name] for name in parameters}, first, part)
 
 
-def _some(inputs: Any, size: int, which: slice) -> Any:
+def some(inputs: Any, size: int, which: slice) -> Any:
     """Some examples of a batch of ``size``; tensors that do not have the examples first stay as they are."""
     return tree_map_only(Tensor, lambda t: t[which] if t.dim() and len(t) == size else t, inputs)
 
 
 def _vmapped(batch: Batch, parameters: dict[str, Tensor], first: int, cotangents: Tensor) -> dict[str, Tensor]:
     model, size = batch.subject.model, batch.size
-    inputs = _some(batch.inputs, size, slice(first, first + len(cotangents)))
+    inputs = some(batch.inputs, size, slice(first, first + len(cotangents)))
     dims = tree_map(lambda t: 0 if isinstance(t, Tensor) and t.dim() and len(t) == size else None, batch.inputs)
 
     def example(x: Any, v: Tensor) -> dict[str, Tensor]:
@@ -119,11 +121,10 @@ def _vmapped(batch: Batch, parameters: dict[str, Tensor], first: int, cotangents
     return rows_of_all
 
 
-def _one_by_one(batch: Batch, first: int, cotangents: Tensor) -> dict[str, Tensor]:
-    leaves = batch.subject.parameters
+def _one_by_one(batch: Batch, leaves: dict[str, Tensor], first: int, cotangents: Tensor) -> dict[str, Tensor]:
     found = {name: p.new_zeros(*cotangents.shape[:2], *p.shape) for name, p in leaves.items()}
     for n in range(len(cotangents)):
-        own = _some(batch.inputs, batch.size, slice(first + n, first + n + 1))
+        own = some(batch.inputs, batch.size, slice(first + n, first + n + 1))
         outputs = flat_outputs(call(batch.subject.model, own), 1)[0]
         for r in range(cotangents.shape[1]):
             gradients = torch.autograd.grad(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from topiarist.stats.examples import output_gradients, rows
+from topiarist.stats.examples import output_gradients
+from topiarist.stats.row_squares import row_squares
 from topiarist.stats.statistic import Batch, PerParameter, Subject
 
 
@@ -34,9 +35,8 @@ class SquaredExampleGradients(PerParameter):
 
     def on_batch(self, batch: Batch) -> None:
         """Add the squares of the gradients of a batch's examples."""
-        for chunk in rows(batch, output_gradients(batch)):
-            for name, gradients in chunk.items():
-                self.values[name] += gradients.square().sum((0, 1))
+        for name, squares in row_squares(batch, output_gradients(batch)).items():
+            self.values[name] += squares
         self._number += batch.size
 
     def end(self, turn: int) -> None:

@@ -28,7 +28,7 @@ def pointwise(trace: Trace, out: Tensor, operands: Sequence[Any], operator: str,
         keeps_zero = False
     known = [trace[t] for t in tensors]
     dims = range(out.dim(), 0, -1)
-    axes = [_unified(trace, known, back, operator) for back in dims]
+    axes = known[0].axes if len(known) == 1 else [_unified(trace, known, back, operator) for back in dims]
     zeros = [_zero([_flag(trace, k, back) for k in known], keeps_zero) for back in dims]
     sources = {k.source for t, k in zip(tensors, known, strict=True) if k.source and t.shape == out.shape}
     trace.put(out, axes, zeros, source=sources.pop() if len(sources) == 1 else None)
