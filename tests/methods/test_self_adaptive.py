@@ -134,10 +134,8 @@ def test_what_is_open_is_not_taken_out():
 def test_channels_that_are_flattened(round_to):
     """Whole channels of a linear layer's inputs are left out, and rounded as channels."""
     torch.manual_seed(0)
-    net = (
-        nn.Sequential(nn.Conv2d(1, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.Flatten(), nn.Linear(28, 3))
+    net = nn.Sequential(nn.Conv2d(1, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.Flatten(), nn.Linear(28, 3))
     net = net.double().eval()
-    )
     nn.init.normal_(net[1].bias)
     made = SelfAdaptive(net, torch.zeros(1, 1, 4, 4).double(), round_to=round_to).double().eval()
     (decision,) = made.decisions.values()
