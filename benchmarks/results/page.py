@@ -42,7 +42,8 @@ ADAPTIVE = """
 The time of one image on one thread over that of the dense net, by mean cost in MACs (1: all channels open). Before the
 stroke the weights of open channels are taken out for every image, after it they are remembered and the decisions come
 again (`SelfAdaptive.remembering`). Decisions are random, and images are 32 by 32 where nothing else is said; a ratio
-below 1 is faster than dense. ResNet-20 decides on the channels inside its blocks only.
+below 1 is faster than dense. ResNet-20 decides on the channels inside its blocks only, and costs 0.31 at least. The
+machine was busy (load 6 on two cores, AVX-512): repeats differed by 0.05 as a rule, before the stroke by up to 0.2.
 
 """
 
