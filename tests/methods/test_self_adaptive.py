@@ -85,6 +85,8 @@ def test_what_is_remembered():
     """The weights of before, until the ``with`` ends, and never where a gradient is asked for."""
     _, made, x = adaptive("vgg_bn")
     with made.remembering(), torch.no_grad():
+        with torch.inference_mode():
+            made(x[:1])
         before = made(x[:1])
         last = made.layers[-1]
         last.layer.weight.mul_(2)

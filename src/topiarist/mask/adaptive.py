@@ -25,8 +25,8 @@ from topiarist.plan import Member, Units
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYERS = (nn.Linear, *_CONVOLUTIONS)
 _LEAST_HIDDEN = 8  # of fewer all may be dead at first
-_Value = TypeVar("_Value")
 _OPEN = 1.28  # the logit at which noise of N(0, 1) leaves 0.9 of the channels open
+_Value = TypeVar("_Value")
 
 
 class Computed(NamedTuple):
@@ -241,7 +241,7 @@ class AdaptiveLayer(nn.Module):
             channels = F.pad(opens.view(-1).nonzero().view(-1), (0, more))
             return Computed(opens.to(dtype), pattern, channels, num_open + more, num_open)
 
-        return self.patterns.get((pattern, dtype), compute)
+        return self.patterns.get((pattern, dtype, torch.is_inference_mode_enabled()), compute)
 
     def _read(self, x: Tensor, opened: Tensor, read: Computed, dim: int) -> Tensor:
         """What is computed with of x; what is not open is zero."""
