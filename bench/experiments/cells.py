@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 
+import topiarist
+
 HERE = Path(__file__).parent
+RUNS = HERE.parents[1] / "runs" / "evidence"
 Cell = dict[str, Any]
 
 
@@ -58,6 +61,20 @@ def arguments(description: str, folder: str) -> argparse.Namespace:
     chosen.seeds = 1 if chosen.quick else chosen.seeds
     chosen.folder = str(Path(chosen.data) / folder)
     return chosen
+
+
+def trained(
+    name: str | None, build: Callable[[], torch.nn.Module], work: Callable[[torch.nn.Module], Any], seed: int = 0
+) -> torch.nn.Module:
+    """What ``build`` makes and ``work`` trains from this seed, once: it is kept beside the runs, if it has a name."""
+    if name is not None and (RUNS / name).exists():
+        return topiarist.load(RUNS / name, build=build)
+    torch.manual_seed(seed)
+    model = build()
+    work(model)
+    if name is not None:
+        topiarist.save(model, RUNS / name)
+    return model
 
 
 def mean_std(values: Sequence[float], digits: int = 2) -> str:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from cells import HERE, Table, arguments, error_rate, first, markdown, mean_std
+from cells import Table, arguments, error_rate, first, markdown, mean_std, trained
 from torch import nn
 
 import topiarist
@@ -46,15 +45,8 @@ def amount(name: str, sparsity: float) -> dict[str, Any]:
 
 def dense(seed: int, data: Any, chosen: Any) -> nn.Module:
     """The trained net of one seed; trained once and kept beside the runs."""
-    kept = HERE.parents[1] / "runs" / "evidence" / f"granularity-{seed}"
-    if kept.exists() and not chosen.quick:
-        return topiarist.load(kept, build=LeNet5)
-    torch.manual_seed(seed)
-    model = LeNet5()
-    train(model, data.train, F.cross_entropy, recipe(1 if chosen.quick else EPOCHS, 0.02))
-    if not chosen.quick:
-        topiarist.save(model, kept)
-    return model
+    epochs, name = (1, None) if chosen.quick else (EPOCHS, f"granularity-{seed}")
+    return trained(name, LeNet5, lambda model: train(model, data.train, F.cross_entropy, recipe(epochs, 0.02)), seed)
 
 
 def recipe(epochs: float, lr: float) -> TrainingRecipe:

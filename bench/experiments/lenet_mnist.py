@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import HERE, Table, arguments, error_rate, markdown, mean_std
+from cells import HERE, Table, arguments, error_rate, markdown, mean_std, trained
 
 import topiarist
 from topiarist.data import load_data
@@ -51,14 +51,10 @@ def after(net: str) -> int:
 
 def dense_net(net: str, seed: int, data: Any) -> torch.nn.Module:
     """The trained net of one seed; trained once and kept beside the runs."""
-    torch.manual_seed(seed)
-    model = MODELS[net]()
-    kept = HERE.parents[1] / "runs" / "evidence" / f"{net}-{seed}"
-    if kept.exists():
-        return topiarist.load(kept, build=MODELS[net])
-    train(model, data.train, F.cross_entropy, recipe(net, NETS[net]["epochs"]))
-    topiarist.save(model, kept)
-    return model
+    epochs = NETS[net]["epochs"]
+    return trained(
+        f"{net}-{seed}", MODELS[net], lambda model: train(model, data.train, F.cross_entropy, recipe(net, epochs)), seed
+    )
 
 
 def run(net: str, method: str, compression: float, seed: int, data: Any) -> dict[str, Any]:

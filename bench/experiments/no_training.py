@@ -11,9 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from cells import HERE, Table, arguments, error_rate, markdown
+from cells import HERE, Table, arguments, error_rate, markdown, trained
 from safetensors.torch import load_file
 from torch import nn
 
@@ -49,15 +48,9 @@ def small(name: str, data: Any) -> nn.Module:
         "LeNet-300-100": MODELS["lenet-300-100"],
         "ViT": lambda: VisionTransformer(image_size=28, patch_size=7, in_channels=1, dim=48, depth=3, num_hidden=96),
     }[name]
-    kept = HERE.parents[1] / "runs" / "evidence" / f"no-training-{name}"
-    if kept.exists():
-        return topiarist.load(kept, build=build)
-    torch.manual_seed(0)
-    model = build()
     some = Batches(data.train.inputs[:NUM_TRAINING], data.train.targets[:NUM_TRAINING], 64, shuffle=True)
-    train(model, some, F.cross_entropy, TrainingRecipe(2, 1e-3, "adam", lr_schedule="cosine"))
-    topiarist.save(model, kept)
-    return model
+    recipe = TrainingRecipe(2, 1e-3, "adam", lr_schedule="cosine")
+    return trained(f"no-training-{name}", build, lambda model: train(model, some, F.cross_entropy, recipe))
 
 
 def tested(data: Any) -> list[Any]:

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from cells import HERE, Table, arguments, error_rate, first, markdown, mean_std
+from cells import Table, arguments, error_rate, first, markdown, mean_std, trained
 from torch import nn
 
 import topiarist
@@ -34,15 +33,10 @@ def recipe(epochs: float, lr: float) -> TrainingRecipe:
 
 def dense(seed: int, data: Any, chosen: Any) -> nn.Module:
     """The trained net of one seed; trained once and kept beside the runs."""
-    kept = HERE.parents[1] / "runs" / "evidence" / f"obd-{seed}"
-    if kept.exists() and not chosen.quick:
-        return topiarist.load(kept, build=LeNet300100)
-    torch.manual_seed(seed)
-    model = LeNet300100()
-    train(model, data.train, F.cross_entropy, recipe(2 if chosen.quick else EPOCHS, 0.05))
-    if not chosen.quick:
-        topiarist.save(model, kept)
-    return model
+    epochs, name = (2, None) if chosen.quick else (EPOCHS, f"obd-{seed}")
+    return trained(
+        name, LeNet300100, lambda model: train(model, data.train, F.cross_entropy, recipe(epochs, 0.05)), seed
+    )
 
 
 def run(method: str, after: float, seed: int, data: Any, chosen: Any) -> dict[str, Any]:
@@ -84,9 +78,9 @@ def render(table: Table) -> str:
     return "\n".join(
         [
             "# Optimal Brain Damage and magnitude\n",
-            f"LeNet-300-100 on 12,000 images of MNIST, dense {dense_error}: test error in percentage points at growing compression of "
-            "the weights, epochs after each round as said; mean ± sample standard deviation over seeds. Generated from "
-            "`obd_mnist.json` by `python bench/experiments/obd_mnist.py --data ../shared/data`.\n",
+            f"LeNet-300-100 on 12,000 images of MNIST, dense {dense_error}: test error in percentage points at growing "
+            "compression of the weights, epochs after each round as said; mean ± sample standard deviation over seeds. "
+            "Generated from `obd_mnist.json` by `python bench/experiments/obd_mnist.py --data ../shared/data`.\n",
             markdown(["method", "epochs a round", *(f"{2**n}×" for n in range(1, ROUNDS + 1))], rows),
         ]
     )

@@ -10,9 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from cells import HERE, Table, arguments, error_rate, markdown
+from cells import HERE, Table, arguments, error_rate, markdown, trained
 from safetensors.torch import load_file
 from torch import nn
 
@@ -30,15 +29,10 @@ CUTS = {"global": "global", "uniform": "uniform"}
 
 def tuned(chosen: Any, data: Any) -> nn.Module:
     """The net fine-tuned on the JPEG images; tuned once and kept beside the runs."""
-    kept = HERE.parents[1] / "runs" / "evidence" / "resnet20-jpeg"
-    if kept.exists():
-        return topiarist.load(kept, build=MODELS["resnet20"])
-    model = original(chosen)
-    torch.manual_seed(0)
     recipe = TrainingRecipe(epochs=EPOCHS, lr=0.01, momentum=0.9, weight_decay=1e-4, lr_schedule="cosine")
-    train(model, data.train, F.cross_entropy, recipe)
-    topiarist.save(model, kept)
-    return model
+    return trained(
+        "resnet20-jpeg", lambda: original(chosen), lambda model: train(model, data.train, F.cross_entropy, recipe)
+    )
 
 
 def original(chosen: Any) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import HERE, Table, arguments, error_rate, markdown, mean_std
+from cells import HERE, Table, arguments, error_rate, markdown, mean_std, trained
 from resnet20_channels import MEAN, STD, original
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
@@ -22,7 +22,6 @@ from torch.nn.utils import prune as torch_prune
 import topiarist
 from topiarist.data import load_data
 from topiarist.data.loader import Batches
-from topiarist.models import MODELS
 from topiarist.recover import Distil, FineTune, RecoveryContext, TrainingRecipe, train
 
 PLATEAU, EPOCHS = 12, 10
@@ -40,14 +39,11 @@ def recipe(epochs: float) -> TrainingRecipe:
 
 def dense_net(chosen: Any, data: Any) -> nn.Module:
     """The net fine-tuned to its plateau; trained once and kept beside the runs."""
-    kept = HERE.parents[1] / "runs" / "evidence" / "resnet20-plateau"
-    if kept.exists():
-        return topiarist.load(kept, build=MODELS["resnet20"])
-    model = original(chosen).to(memory_format=torch.channels_last)
-    torch.manual_seed(0)
-    train(model, data.train, F.cross_entropy, recipe(PLATEAU))
-    topiarist.save(model, kept)
-    return model
+    return trained(
+        "resnet20-plateau",
+        lambda: original(chosen).to(memory_format=torch.channels_last),
+        lambda model: train(model, data.train, F.cross_entropy, recipe(PLATEAU)),
+    )
 
 
 def channels(way: str, dense: nn.Module, data: Any) -> dict[str, Any]:

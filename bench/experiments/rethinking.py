@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import HERE, Table, arguments, error_rate, first, markdown, mean_std
+from cells import Table, arguments, error_rate, first, markdown, mean_std, trained
 from torch import nn
 
 import topiarist
@@ -40,15 +40,10 @@ def recipe(epochs: float, share: float = 1.0) -> TrainingRecipe:
 
 def dense(net: str, seed: int, data: Any, chosen: Any) -> nn.Module:
     """The trained net of one seed; trained once and kept beside the runs."""
-    kept = HERE.parents[1] / "runs" / "evidence" / f"rethinking-{net.replace(' ', '')}-{seed}"
-    if kept.exists() and not chosen.quick:
-        return topiarist.load(kept, build=NETS[net]["build"])
-    torch.manual_seed(seed)
-    model: nn.Module = NETS[net]["build"]()
-    train(model, data.train, F.cross_entropy, recipe(1 if chosen.quick else EPOCHS))
-    if not chosen.quick:
-        topiarist.save(model, kept)
-    return model
+    epochs, name = (1, None) if chosen.quick else (EPOCHS, f"rethinking-{net.replace(' ', '')}-{seed}")
+    return trained(
+        name, NETS[net]["build"], lambda model: train(model, data.train, F.cross_entropy, recipe(epochs)), seed
+    )
 
 
 def run(net: str, method: str, seed: int, data: Any, chosen: Any) -> dict[str, Any]:

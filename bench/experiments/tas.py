@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cells import HERE, Table, arguments, error_rate, markdown, mean_std
+from cells import Table, arguments, error_rate, markdown, mean_std, trained
 
 import topiarist
 from topiarist.data import Batches, load_data
@@ -36,14 +36,12 @@ def distillation(epochs: float) -> Distil:
 
 def dense_net(seed: int, data: Any, epochs: int, folder: str) -> torch.nn.Module:
     """The trained net of one seed; trained once and kept beside the runs."""
-    kept = HERE.parents[1] / "runs" / "evidence" / f"{folder}-{seed}"
-    if kept.exists():
-        return topiarist.load(kept, build=lambda: ResNet(DEPTH))
-    torch.manual_seed(seed)
-    model = ResNet(DEPTH)
-    train(model, data.train, F.cross_entropy, recipe(epochs))
-    topiarist.save(model, kept)
-    return model
+    return trained(
+        f"{folder}-{seed}",
+        lambda: ResNet(DEPTH),
+        lambda model: train(model, data.train, F.cross_entropy, recipe(epochs)),
+        seed,
+    )
 
 
 def run(way: str, seed: int, data: Any, quick: bool) -> dict[str, Any]:
