@@ -152,15 +152,17 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_page_on_speed_is_generated_from_its_rows(page: ModuleType) -> None:
-    assert page.OUT.read_text(encoding="utf-8") == page.render(page.read("tracing"), page.read("growth"))
+    assert page.OUT.read_text(encoding="utf-8") == page.render(*map(page.read, ("tracing", "growth", "adaptive")))
 
 
 def test_a_changed_ratio_is_noticed(page: ModuleType) -> None:
-    tracing, growth = page.read("tracing"), page.read("growth")
+    tracing, growth, adaptive = map(page.read, ("tracing", "growth", "adaptive"))
     next(row for row in tracing if "failed" not in row)["theirs"] *= 2
-    assert page.render(tracing, growth) != page.OUT.read_text(encoding="utf-8")
+    assert page.render(tracing, growth, adaptive) != page.OUT.read_text(encoding="utf-8")
     growth[0]["ratio"] += 1
-    assert page.render(page.read("tracing"), growth) != page.OUT.read_text(encoding="utf-8")
+    assert page.render(page.read("tracing"), growth, adaptive) != page.OUT.read_text(encoding="utf-8")
+    adaptive[0]["fresh"] += 1
+    assert page.render(page.read("tracing"), page.read("growth"), adaptive) != page.OUT.read_text(encoding="utf-8")
 
 
 def test_the_sample_is_large_enough(page: ModuleType) -> None:

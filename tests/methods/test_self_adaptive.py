@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import topiarist
 from topiarist import Budget
 from topiarist.errors import BudgetError, InputError
 from topiarist.mask import SelfAdaptive
-from topiarist.mask.adaptive import Decision
+from topiarist.mask.adaptive import AdaptiveLayer, Decision
 from topiarist.measure import macs
 from topiarist.methods import self_adaptive
 from topiarist.methods.self_adaptive import mean_cost, variance
@@ -64,6 +65,114 @@ def test_skipping_is_masking(name, round_to):
             torch.testing.assert_close(made(x[i : i + 1])[0], together[i], rtol=1e-10, atol=1e-12)
     shares = torch.stack([layer.share for layer in made.layers])
     assert float(shares.min()) < 1
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_remembering_is_skipping(name):
+    """Decisions that come again take again what was taken out, also where some were forgotten between."""
+    _, made, x = adaptive(name, round_to=3)
+    with torch.no_grad():
+        together = made(x)
+        for num in (1, 2, 32):
+            with made.remembering(num):
+                for i in (*range(len(x)), *reversed(range(len(x))), 0, 0):
+                    torch.testing.assert_close(made(x[i : i + 1])[0], together[i], rtol=1e-10, atol=1e-12)
+                assert all(len(layer.weights.values) <= num for layer in made.layers)
+                assert any(len(layer.weights.values) > 0 for layer in made.layers)
+
+
+def test_what_is_remembered():
+    """The weights of before, until the ``with`` ends, and never where a gradient is asked for."""
+    _, made, x = adaptive("vgg_bn")
+    with made.remembering(), torch.no_grad():
+        with torch.inference_mode():
+            made(x[:1])
+        before = made(x[:1])
+        last = made.layers[-1]
+        last.layer.weight.mul_(2)
+        assert torch.equal(made(x[:1]), before)
+        with torch.enable_grad():
+            out = made(x[:1])
+            assert not torch.allclose(out, before)
+            for _ in range(2):
+                made(x[:1]).sum().backward()
+            assert bool(last.layer.weight.grad.any())
+    with torch.no_grad():
+        assert torch.equal(made(x[:1]), out)
+    with pytest.raises(InputError, match="1 or more"), made.remembering(0):
+        pass
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.names.append(operator.overloadpacket.__name__)
+        return operator(*args, **(kwargs or {}))
+
+
+def test_what_is_open_is_not_taken_out():
+    """Nothing is gathered where all is open; once weights are remembered only activations are."""
+    _, made, x = adaptive("vgg_bn")
+    with torch.no_grad():
+        with made.opened(), Operators() as ran:
+            made(x[:1])
+        assert "convolution" in ran.names
+        assert not {"index_select", "index_copy_", "new_zeros"} & set(ran.names)
+        numbers = []
+        with made.remembering():
+            for _ in range(2):
+                with Operators() as ran:
+                    made(x[:1])
+                numbers.append(ran.names.count("index_select"))
+        assert numbers[1] == sum(bool(layer.reads) for layer in made.layers) < numbers[0]
+
+
+@pytest.mark.parametrize("round_to", [1, 3, 4])
+def test_channels_that_are_flattened(round_to):
+    """Whole channels of a linear layer's inputs are left out, and rounded as channels."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.Flatten(), nn.Linear(28, 3))
+    net = net.double().eval()
+    nn.init.normal_(net[1].bias)
+    made = SelfAdaptive(net, torch.zeros(1, 1, 4, 4).double(), round_to=round_to).double().eval()
+    (decision,) = made.decisions.values()
+    nn.init.normal_(decision.excite.weight, std=5.0)
+    nn.init.zeros_(decision.excite.bias)
+    x = torch.randn(8, 1, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        together, costs = made(x), made.cost()
+        for i in range(8):
+            whole = net[:3](x[i : i + 1]) * decision(x[i : i + 1]).view(1, -1, 1, 1)
+            torch.testing.assert_close(together[i], net[3:](whole)[0], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(made(x[i : i + 1])[0], together[i], rtol=1e-10, atol=1e-12)
+            counted = macs(made, x[i : i + 1]).total / macs(net, x[i : i + 1]).total
+            assert float(costs[i]) == pytest.approx(counted, rel=1e-12)
+
+
+@pytest.mark.parametrize("round_to", [1, 4])
+def test_one_channel_is_left(round_to):
+    """That of the largest saliency, alone as in a batch."""
+    _, made, x = adaptive("vgg_bn", round_to=round_to)
+    made.shift(1e6)
+    with torch.no_grad():
+        together = made(x)
+        for i in range(len(x)):
+            torch.testing.assert_close(made(x[i : i + 1])[0], together[i], rtol=1e-10, atol=1e-12)
+    assert all(d.computed.num_open == 1 for d in made.decisions.values())
+
+
+def test_channels_computed_along_are_read_as_zeros(monkeypatch):
+    """Sabotage: the channel that makes up a multiple is read for what it is."""
+    _, made, x = adaptive("vgg_bn", round_to=3)
+    with torch.no_grad():
+        right = made(x[:1])
+        monkeypatch.setattr(AdaptiveLayer, "_read", lambda self, x, o, read, dim: x.index_select(dim, read.channels))
+        assert not torch.allclose(made(x[:1]), right)
 
 
 @pytest.mark.parametrize("name", ["vgg_bn", "squeeze_excite"])

@@ -7,9 +7,10 @@ says which of its outputs are worth computing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,47 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYERS = (nn.Linear, *_CONVOLUTIONS)
 _LEAST_HIDDEN = 8  # of fewer all may be dead at first
 _OPEN = 1.28  # the logit at which noise of N(0, 1) leaves 0.9 of the channels open
+_Value = TypeVar("_Value")
+
+
+class Computed(NamedTuple):
+    """The channels that are computed for one sample: those that are open, and some again up to a multiple.
+
+    ``opened`` is floats (1, channels), ``pattern`` the same as bytes. The first ``num_open`` of the ``num`` that
+    ``channels`` names are open, the rest only computed along; it is None where all are computed, in their order.
+    """
+
+    opened: Tensor
+    pattern: bytes
+    channels: Tensor | None
+    num: int
+    num_open: int
+
+
+class _Recent(Generic[_Value]):
+    """The last ``num`` values that were made, by what they were made for."""
+
+    def __init__(self, num: int) -> None:
+        self.num = num
+        self.values: OrderedDict[Hashable, _Value] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
+        if not self.num:
+            return make()
+        if key not in self.values:
+            if len(self.values) == self.num:
+                self.values.popitem(last=False)
+            self.values[key] = make()
+        self.values.move_to_end(key)
+        return self.values[key]
+
+
+def _part(opened: Tensor, round_to: int, training: bool) -> Tensor:
+    """The part of the channels that is computed, by sample; in training without rounding, for its gradient."""
+    if training:
+        return opened.mean(1)
+    rounded = (opened.sum(1) / round_to).ceil() * round_to
+    return rounded.clamp(max=opened.shape[1]) / opened.shape[1]
 
 
 class Decision(nn.Module):
@@ -47,20 +89,40 @@ class Decision(nn.Module):
         self.register_buffer("threshold", torch.zeros(()))
         self.always_open = False
         self.current = torch.ones(0, num_out)
+        self.computed = Computed(self.current, b"", None, num_out, num_out)  # of the one sample decided on alone
 
     def forward(self, x: Tensor) -> Tensor:
         """What is decided for x, (samples, num_in, …): floats (samples, num_out), 0 and 1 but for training."""
-        saliency = self.excite(F.relu(self.squeeze(x.flatten(2).mean(2) if x.ndim > 2 else x))) - self.threshold
+        saliency = self.saliency(x)
         if self.always_open:
             self.current = torch.ones_like(saliency)
         elif self.training:
-            noisy = saliency + torch.randn_like(saliency)
+            noisy = saliency - self.threshold + torch.randn_like(saliency)
             soft = (1.2 * noisy.sigmoid() - 0.1).clamp(0, 1)
-            hard = _opened(noisy) + (soft - soft.detach())  # exactly 0 or 1
+            hard = _opened(noisy, 0).to(noisy.dtype) + (soft - soft.detach())  # exactly 0 or 1
             self.current = torch.where(torch.rand(len(x), 1, device=x.device) < 0.5, soft, hard)
         else:
-            self.current = _opened(saliency)
+            self.current = _opened(saliency, self.threshold).to(saliency.dtype)
         return self.current
+
+    def saliency(self, x: Tensor, opened: Tensor | None = None) -> Tensor:
+        """s of x, of which ``opened``, floats (samples, num_in), are read: (samples, num_out)."""
+        pooled = x.mean(tuple(range(2, x.ndim))) if x.ndim > 2 else x
+        if opened is not None:
+            pooled = pooled * opened
+        squeeze, excite = self.squeeze, self.excite
+        hidden = F.linear(pooled, squeeze.weight, squeeze.bias).relu_()
+        return F.linear(hidden, excite.weight, excite.bias)
+
+    def alone(self, x: Tensor, opened: Tensor | None, compute: Callable[[Tensor, torch.dtype], Computed]) -> Computed:
+        """What is computed for a single sample in evaluation mode."""
+        saliency = self.saliency(x, opened)
+        opens = torch.ones_like(saliency, dtype=torch.bool) if self.always_open else saliency > self.threshold
+        made = compute(opens, x.dtype)
+        if not made.num_open:
+            made = compute(_opened(saliency, self.threshold), x.dtype)
+        self.current, self.computed = made.opened, made
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "current": self.current.detach()}  # a copy has no part in the graph of the last call
@@ -71,9 +133,8 @@ class Decision(nn.Module):
         return self.squeeze.weight.numel() + self.excite.weight.numel()
 
 
-def _opened(saliency: Tensor) -> Tensor:
-    largest = F.one_hot(saliency.argmax(1), saliency.shape[1]).bool()
-    return ((saliency > 0) | largest).to(saliency.dtype)
+def _opened(saliency: Tensor, threshold: Tensor | int) -> Tensor:
+    return (saliency > threshold).scatter_(1, saliency.argmax(1, keepdim=True), True)
 
 
 class AdaptiveLayer(nn.Module):
@@ -81,8 +142,8 @@ class AdaptiveLayer(nn.Module):
 
     Closed channels are multiplied by zero where they are read, after norms and activations. For a single sample in
     evaluation mode they are not computed: the weights of open channels are taken out, and what is not made is zero.
-    As many closed ones are computed along, and not read, as make a multiple of ``round_to``: kernels like these, and
-    are made anew for every number that they have not met.
+    The first channel is computed again, and read as zeros, as often as makes a multiple of ``round_to``: kernels like
+    these, and are made anew for every number that they have not met. Where that would be all, nothing is taken out.
 
     Args:
         layer: the layer.
@@ -102,29 +163,42 @@ class AdaptiveLayer(nn.Module):
         super().__init__()
         self.layer, self.decides, self.round_to = layer, decides, round_to
         self.reads = tuple(reads)  # modules of other layers: a tuple does not make them submodules of this one
+        self.run = _run(*reads[0]) if len(reads) == 1 else 0
         self.num_macs = num_macs
         self.share = torch.ones(0)  # of the multiply–accumulates, by sample, the last time
+        self.remember(0)
+
+    def remember(self, num: int) -> None:
+        """Keep the weights that were taken out for the last ``num`` patterns of open channels; 0 for none."""
+        self.patterns: _Recent[Computed] = _Recent(num)
+        self.weights: _Recent[tuple[Tensor, Tensor | None]] = _Recent(num)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer's own."""
-        opened = self._opened(x)
-        if not self.training and len(x) == 1:
-            return self._skipping(x, opened)
+        if len(x) == 1 and not self.training and not any(decision.training for decision, _ in self.reads):
+            return self._skipping(x)
+        opened = self._opened()
         if opened is not None:
             x = x * self._along(opened, x)
         made = None if self.decides is None else self.decides(x)
-        self._count(opened, made, x)
+        read = self.reads[0][0].current if self.reads and self.run else opened
+        share = torch.ones(len(x), dtype=x.dtype, device=x.device)
+        for part in (read, made):
+            share = share if part is None else share * _part(part, self.round_to, self.training)
+        self.share = share
         out: Tensor = self.layer(x)
         return out
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "share": self.share.detach()}
 
-    def _opened(self, x: Tensor) -> Tensor | None:
+    def _opened(self) -> Tensor | None:
         """Whether each input is open: floats (samples, inputs)."""
         opened: Tensor | None = None
         for decision, unit in self.reads:
-            unit = unit.to(x.device)
+            if self.run:
+                return decision.current if self.run == 1 else decision.current.repeat_interleave(self.run, 1)
+            unit = unit.to(decision.current.device)
             factor = torch.where(unit >= 0, decision.current[:, unit.clamp(min=0)], 1.0)
             opened = factor if opened is None else opened * factor
         return opened
@@ -134,44 +208,78 @@ class AdaptiveLayer(nn.Module):
         last = isinstance(self.layer, nn.Linear)
         return opened.view(len(x), *between, -1) if last else opened.view(len(x), -1, *between)
 
-    def _count(self, opened: Tensor | None, made: Tensor | None, x: Tensor) -> None:
-        share = torch.ones(len(x), dtype=x.dtype, device=x.device)
-        for part in (opened, made):
-            share = share if part is None else share * self._part(part)
-        self.share = share
-
-    def _part(self, opened: Tensor) -> Tensor:
-        """The part of the channels that is computed, by sample; in training without rounding, for its gradient."""
-        if self.training:
-            return opened.mean(1)
-        rounded = (opened.sum(1) / self.round_to).ceil() * self.round_to
-        return rounded.clamp(max=opened.shape[1]) / opened.shape[1]
-
-    def _computed(self, opened: Tensor) -> Tensor:
-        """The channels to compute: those that are open, and the first closed ones up to a multiple."""
-        there = opened.nonzero().flatten()
-        more = -len(there) % self.round_to
-        return torch.cat((there, (opened == 0).nonzero().flatten()[:more])) if more else there
-
-    def _skipping(self, x: Tensor, opened: Tensor | None) -> Tensor:
+    def _skipping(self, x: Tensor) -> Tensor:
+        """The output for one sample, from what is open and for what is."""
         layer: Any = self.layer
-        weight, bias, dim = layer.weight, layer.bias, x.ndim - 1 if isinstance(layer, nn.Linear) else 1
-        made = None if self.decides is None else self.decides(x if opened is None else x * self._along(opened, x))
-        self._count(opened, made, x)
-        if made is not None:
-            rows = self._computed(made[0])
-            weight, bias = weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
+        dim = x.ndim - 1 if isinstance(layer, nn.Linear) else 1
+        opened, decides, made, read, share = self._opened(), self.decides, None, None, 1.0
+        if decides is not None:
+            made = decides.alone(x, opened, self._computed)
+            share *= made.num / made.opened.shape[1]
         if opened is not None:
-            columns = self._computed(opened[0])
-            x, weight = x.index_select(dim, columns), weight.index_select(1, columns)
-            x = x * self._along(opened.index_select(1, columns), x)
+            read = self.reads[0][0].computed if self.run else self._computed(opened != 0, opened.dtype)
+            share *= read.num / read.opened.shape[1]
+            x = self._read(x, opened, read, dim)
+        self.share = x.new_full((1,), share)
+        weight, bias = self._weights(layer, made, read)
         if isinstance(layer, nn.Linear):
             return F.linear(x, weight, bias)
         out: Tensor = layer._conv_forward(x, weight, bias)
-        if made is None:
+        if made is None or made.channels is None:
             return out
-        whole = out.new_zeros(1, made.shape[1], *out.shape[2:])
-        return whole.index_copy(1, rows, out)
+        return out.new_zeros(1, layer.out_channels, *out.shape[2:]).index_copy_(1, made.channels, out)
+
+    def _computed(self, opens: Tensor, dtype: torch.dtype) -> Computed:
+        """What is computed where channels are open, bools (1, channels)."""
+        pattern = opens.cpu().numpy().tobytes()
+
+        def compute() -> Computed:
+            num_open = pattern.count(1)
+            more = -num_open % self.round_to
+            if num_open + more >= len(pattern):
+                return Computed(opens.to(dtype), pattern, None, len(pattern), num_open)
+            channels = F.pad(opens.view(-1).nonzero().view(-1), (0, more))
+            return Computed(opens.to(dtype), pattern, channels, num_open + more, num_open)
+
+        return self.patterns.get((pattern, dtype, torch.is_inference_mode_enabled()), compute)
+
+    def _read(self, x: Tensor, opened: Tensor, read: Computed, dim: int) -> Tensor:
+        """What is computed with of x; what is not open is zero."""
+        if read.channels is None:
+            return x if read.num_open == read.num else x * self._along(opened, x)
+        x, run = _select(x, dim, read.channels, self.run), self.run or 1
+        if read.num > read.num_open:
+            x.narrow(dim, run * read.num_open, run * (read.num - read.num_open)).zero_()
+        return x
+
+    def _weights(self, layer: Any, made: Computed | None, read: Computed | None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of what is computed."""
+        rows, columns = None if made is None else made.channels, None if read is None else read.channels
+
+        def take() -> tuple[Tensor, Tensor | None]:
+            weight, bias = layer.weight, layer.bias
+            if rows is not None:
+                weight, bias = weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
+            return weight if columns is None else _select(weight, 1, columns, self.run), bias
+
+        if torch.is_grad_enabled() or (rows is None and columns is None):
+            return take()
+        return self.weights.get((made and made.pattern, read and read.pattern), take)
+
+
+def _select(x: Tensor, dim: int, index: Tensor, run: int) -> Tensor:
+    """Of a dimension in which every channel has ``run`` places one after another, those of some channels."""
+    if run <= 1:
+        return x.index_select(dim, index)
+    parts = x.view(*x.shape[:dim], -1, run, *x.shape[dim + 1 :]).index_select(dim, index)
+    return parts.flatten(dim, dim + 1)
+
+
+def _run(decision: Decision, unit: Tensor) -> int:
+    """How many inputs each channel has, where they follow one another in the order of the channels; 0 otherwise."""
+    num = decision.current.shape[1]
+    run = len(unit) // num
+    return run if torch.equal(unit, torch.arange(num, device=unit.device).repeat_interleave(run)) else 0
 
 
 class SelfAdaptive(nn.Module):
@@ -263,6 +371,31 @@ class SelfAdaptive(nn.Module):
         """Set θ of every decision: the higher, the less is computed."""
         for decision in self.decisions.values():
             decision.threshold.fill_(threshold)
+
+    @contextmanager
+    def remembering(self, num: int = 32) -> Iterator[SelfAdaptive]:
+        """For serving: inside the ``with`` the weights that single samples took out are kept, and taken again for
+        the same decisions, those of the last ``num`` patterns in each layer; the weights must not change meanwhile.
+
+        Raises:
+            InputError: ``num`` is below 1.
+
+        Example:
+            >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+            >>> adaptive, x = SelfAdaptive(net, torch.zeros(1, 1, 6, 6)).eval(), torch.rand(1, 1, 6, 6)
+            >>> with adaptive.remembering(), torch.no_grad():
+            ...     bool(torch.equal(adaptive(x), adaptive(x)))
+            True
+        """
+        if num < 1:
+            raise InputError(f"patterns to remember are 1 or more, got {num!r}")
+        for layer in self.layers:
+            layer.remember(num)
+        try:
+            yield self
+        finally:
+            for layer in self.layers:
+                layer.remember(0)
 
     @contextmanager
     def opened(self) -> Iterator[SelfAdaptive]:

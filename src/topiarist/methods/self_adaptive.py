@@ -57,8 +57,9 @@ def self_adaptive(
     From the trained ``model`` a `topiarist.mask.SelfAdaptive` is made; its weights (Adam, ``lr``) and its decisions
     (``decision_lr``) minimise the loss + ``strength`` · (mean cost − ``budget``)², the cost being multiply–accumulates
     over those of ``model``, the decisions' own included. What is missed in the end is made up for by one threshold for
-    all decisions, found by bisection on the first 32 batches. At batch 1 closed channels are really skipped, but for
-    those that make up a multiple of ``round_to``, which the cost counts. The plan removes nothing; its
+    all decisions, found by bisection on the first 32 batches. At batch 1 closed channels are really skipped, rounded up
+    to a multiple of ``round_to``, which the cost counts; that is faster than the dense network only where convolutions
+    are large (docs/speed.md). The plan removes nothing; its
     ``achieved["macs"]`` is the mean over ``data``.
 
     Raises:
