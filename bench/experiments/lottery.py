@@ -1,10 +1,11 @@
-"""Lottery tickets on MNIST: LeNet-300-100, of what is left a fifth goes in each of 12 rounds (Frankle, Carbin 2019).
+"""Lottery tickets on MNIST: LeNet-300-100, of what is left a fifth goes in each of 20 rounds (Frankle, Carbin 2019).
 
     python bench/experiments/lottery.py --data ../shared/data
 
 Each round starts from the weights of before the training (the ticket), from fresh ones, or from the last ones with the
-learning rates replayed; trains for the same epochs; and the classifier stays whole. The error is that on the test set
-after the last step of a round. What is to be seen: under a tenth of the weights the ticket is better than fresh ones.
+learning rates replayed; trains for the same epochs on 15,000 images; and the classifier stays whole. The error is that
+on the test set after the last step of a round. What is to be seen: with few weights left the ticket is better than
+fresh ones. (On all images, 10 epochs a round, the two are the same down to 7 % of the weights.)
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from topiarist.models import LeNet300100
 from topiarist.recover import Checkpoints, TrainingRecipe, train
 from topiarist.schedule import ConstantFraction
 
-ROUNDS, FRACTION, EPOCHS = 12, 0.2, 10
+NUM_IMAGES, ROUNDS, FRACTION, EPOCHS = 15_000, 20, 0.2, 10
 MEAN, STD = (0.1307,), (0.3081,)
 WAYS = {
     "first weights (the ticket)": "rewind",
     "fresh weights": "reinitialize",
     "last weights, rates replayed": "lr-rewind",
 }
-SHOWN = (1, 3, 5, 8, 10, 12)
+SHOWN = (1, 5, 10, 13, 15, 18, 20)
 
 
 def recipe(epochs: float) -> TrainingRecipe:
@@ -73,7 +74,7 @@ def main() -> None:
     table = Table("lottery", chosen.out)
     data = load_data(chosen.folder, mean=MEAN, std=STD)
     inputs, targets = data.train.inputs, data.train.targets
-    num, epochs, rounds = (3_000, 1.0, 5) if chosen.quick else (len(inputs), EPOCHS, ROUNDS)
+    num, epochs, rounds = (3_000, 1.0, 5) if chosen.quick else (NUM_IMAGES, EPOCHS, ROUNDS)
     for seed in range(chosen.seeds):
         batches = Batches(inputs[:num], targets[:num], batch_size=128, shuffle=True, seed=seed, mean=MEAN, std=STD)
         for way in WAYS:
@@ -96,7 +97,7 @@ def render(table: Table) -> str:
     return "\n".join(
         [
             "# Lottery tickets on MNIST\n",
-            f"LeNet-300-100, {FRACTION:g} of the weights left go in each of {ROUNDS} rounds (global magnitude, the "
+            f"LeNet-300-100 on {NUM_IMAGES:,} images, {FRACTION:g} of the weights left go in each of {ROUNDS} rounds (global magnitude, the "
             f"classifier stays whole), {EPOCHS} epochs a round: test error in percentage points, mean ± sample "
             "standard deviation over seeds, by the part of the prunable weights that is left. Generated from "
             "`lottery.json` by `python bench/experiments/lottery.py --data ../shared/data`.\n",
