@@ -98,7 +98,7 @@ def render(table: Table) -> str:
         [
             "# Lottery tickets on MNIST\n",
             f"LeNet-300-100 on {NUM_IMAGES:,} images, {FRACTION:g} of the weights left go in each of {ROUNDS} rounds "
-            f"(global magnitude, the classifier stays whole), {EPOCHS} epochs a round: test error in percentage points, "
+            f"(global magnitude, the classifier stays whole), {EPOCHS} epochs a round: test error in points, "
             "mean ± sample standard deviation over seeds, by the part of the prunable weights that is left. Generated "
             "from `lottery.json` by `python bench/experiments/lottery.py --data ../shared/data`.\n",
             markdown(header, rows),
