@@ -26,14 +26,14 @@ both modes and backward that `shrink` makes when it is given example inputs. Not
 also proves on the model in float64, before and after, that masked and shrunk are the same function.
 
 Theirs was given no list of heads (``num_heads``), as which some transformers need it is for the user to know. The rows
-were measured on a busy machine (load 6 to 9 on two cores), three rounds each; those of vgg16_bn, alexnet,
-efficientnet_b1, efficientnet_v2_s, inception_v3, dla34, convnext_tiny, darknet53, densenet121 and convmixer_768_32 at
-an earlier revision, which was slower, two rounds each.
+were measured with nothing else running, five rounds each; swin_t earlier, on a busy machine. Small ratios of small nets
+repeat to about a tenth.
 
 A model runs once for both modes where the mode makes no difference to its axes, and of modules of one kind one is
 compared (`topiarist.graph.modes`); what the commonest operators return on the meta device is computed by formula
-(`topiarist.graph.shapes`). Where ours takes longer
-than theirs, nets are deep, narrow and cheap to run: most of the time is Python, for a run and for the rehearsal.
+(`topiarist.graph.shapes`), and functions that come down to one of them go there straight (`topiarist.graph.straight`).
+Where ours takes longer than theirs, nets are deep, narrow and cheap to run: most of the time is Python, for a run and
+for the rehearsal.
 """
 
 ADAPTIVE = """
