@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -278,21 +279,22 @@ def test_the_planted_set_is_found():
         assert plan.removed["0.weight:0"].nonzero().flatten().tolist() == list(range(5, 20)), word
 
 
-def test_scores_say_who_takes_part_at_each_penalty():
-    """The units with scores above a level are the support of the solution there."""
+def test_scores_say_at_which_penalty_each_unit_first_takes_part():
+    """Between two scores, those above are the units of some support on the way down to there; one may leave again."""
     model, x = mlp(12), torch.randn(300, 4, dtype=torch.float64)
     g = stat_of(model, x)
-    units = Units("u", 12, ())
-    scores = Lasso(num_levels=300)(Slices(units, (), {Contributions: g}))
+    scores = Lasso(num_levels=300)(Slices(Units("u", 12, ()), (), {Contributions: g}))
     scale = g.diagonal().sqrt()
     unit, target = g / torch.outer(scale, scale), g.sum(1) / scale
     ordered = scores.sort(descending=True).values
-    agree = []
+    seen, weights, start = torch.zeros(12, dtype=torch.bool), torch.zeros(12, dtype=torch.float64), float(target.max())
     for k in range(1, 12):
         level = float((ordered[k - 1] * ordered[k]).sqrt())
-        support = lasso(unit, target, level, torch.zeros(12, dtype=torch.float64)) != 0
-        agree.append(bool(torch.equal(support, scores > level)))
-    assert sum(agree) >= 9  # a unit that left again on the way is counted as taking part
+        for penalty in torch.logspace(math.log10(start), math.log10(level), 60, dtype=torch.float64).tolist():
+            weights = lasso(unit, target, penalty, weights)
+            seen |= weights != 0
+        assert torch.equal(seen, scores > level)
+        start = level
 
 
 def test_a_dead_unit_goes_first():
