@@ -54,6 +54,19 @@ class Mixing(nn.Module):
         return h - h.mean(0)
 
 
+class Tokens(nn.Module):
+    """Tokens of all examples in a row, or the tokens first, as many as there are examples."""
+
+    def __init__(self, in_a_row: bool) -> None:
+        super().__init__()
+        self.one, self.in_a_row = nn.Linear(6, 3), in_a_row
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_a_row:
+            return torch.tanh(self.one(x.flatten(0, 1))).view(len(x), -1)
+        return torch.tanh(self.one(x.transpose(0, 1))).transpose(0, 1).flatten(1)
+
+
 IMAGES, TOKENS, VECTORS = (5, 4, 7, 7), (5, 3, 6), (5, 6)
 NETS = {
     "linear": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 3, bias=False)), VECTORS),
@@ -69,6 +82,8 @@ NETS = {
     "tied": (lambda: Tied(by_hand=False), VECTORS),
     "tied by hand": (lambda: Tied(by_hand=True), VECTORS),
     "twice": (Twice, VECTORS),
+    "tokens in a row": (lambda: Tokens(in_a_row=True), TOKENS),
+    "tokens first": (lambda: Tokens(in_a_row=False), (5, 5, 6)),
     "reflected": (lambda: nn.Sequential(nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect"), nn.Flatten()), IMAGES),
     "same": (lambda: nn.Sequential(nn.Conv2d(4, 2, 3, padding="same"), nn.Flatten()), IMAGES),
 }  # fmt: skip
@@ -118,13 +133,20 @@ def test_a_weight_used_elsewhere_would_be_wrong(name: str, monkeypatch: pytest.M
     assert differs == (name == "tied by hand")  # a layer that runs twice is left out by its count
 
 
+@pytest.mark.parametrize("name", ["tokens in a row", "tokens first"])
+def test_rows_that_are_no_examples_would_be_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_by_example", lambda layers, *_: layers)  # sabotage
+    found, expected, _, _ = both(name)
+    assert not torch.allclose(found["one.weight"], expected["one.weight"], rtol=1e-6)
+
+
 def test_examples_that_see_each_other_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     batch = batch_of(Mixing(), torch.randn(VECTORS, dtype=torch.float64))
     cotangents = torch.randn(5, 1, 3, dtype=torch.float64)
     alone = row_squares(batch, cotangents)
     assert float(alone["one.weight"].abs().max()) == 0  # an example minus itself
-    monkeypatch.setattr(room, "_are_independent", lambda *_: True)  # sabotage
+    monkeypatch.setattr(room, "_by_example", lambda layers, *_: layers)  # sabotage
     assert float(row_squares(batch, cotangents)["one.weight"].abs().max()) > 0
 
 

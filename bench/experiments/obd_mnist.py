@@ -4,8 +4,7 @@
 
 On the first 12,000 training images. Each round halves what is left and trains for the same epochs; without training
 the masks alone are compared. The Hessian's diagonal is that of its Gauss–Newton part, exactly. What is to be seen: at
-high compression the second order keeps more of the accuracy. (Probes instead, `curvature="hutchinson"`, are too noisy
-where curvature is small: with them magnitude is better at every compression.)
+high compression the second order keeps more of the accuracy.
 """
 
 from __future__ import annotations

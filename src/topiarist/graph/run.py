@@ -336,9 +336,10 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
             state.forms.setdefault(name, set()).add(state.form(args, kwargs, out))
         while state.running and state.running.pop() != name:
             pass  # a module inside that raised, and whose error the model caught
-        for tensor in tensors_in(out):
+        returned = tensors_in(out)
+        for tensor in returned:
             state.outputs.setdefault(name, []).extend(state.axes_of(tensor))
-        state.picks.leave(name, tensors_in(out))
+        state.picks.leave(name, returned)
         if state.modes.are_to_be_compared(name):
             before = state.known_of(out)
             state.modes.compare(

@@ -97,14 +97,14 @@ def rows(batch: Batch, cotangents: Tensor, names: Sequence[str] | None = None) -
             yield _one_by_one(batch, {name: held[name] for name in parameters}, first, part)
 
 
-def some(inputs: Any, size: int, which: slice) -> Any:
+def _some(inputs: Any, size: int, which: slice) -> Any:
     """Some examples of a batch of ``size``; tensors that do not have the examples first stay as they are."""
     return tree_map_only(Tensor, lambda t: t[which] if t.dim() and len(t) == size else t, inputs)
 
 
 def _vmapped(batch: Batch, parameters: dict[str, Tensor], first: int, cotangents: Tensor) -> dict[str, Tensor]:
     model, size = batch.subject.model, batch.size
-    inputs = some(batch.inputs, size, slice(first, first + len(cotangents)))
+    inputs = _some(batch.inputs, size, slice(first, first + len(cotangents)))
     dims = tree_map(lambda t: 0 if isinstance(t, Tensor) and t.dim() and len(t) == size else None, batch.inputs)
 
     def example(x: Any, v: Tensor) -> dict[str, Tensor]:
@@ -124,7 +124,7 @@ def _vmapped(batch: Batch, parameters: dict[str, Tensor], first: int, cotangents
 def _one_by_one(batch: Batch, leaves: dict[str, Tensor], first: int, cotangents: Tensor) -> dict[str, Tensor]:
     found = {name: p.new_zeros(*cotangents.shape[:2], *p.shape) for name, p in leaves.items()}
     for n in range(len(cotangents)):
-        own = some(batch.inputs, batch.size, slice(first + n, first + n + 1))
+        own = _some(batch.inputs, batch.size, slice(first + n, first + n + 1))
         outputs = flat_outputs(call(batch.subject.model, own), 1)[0]
         for r in range(cotangents.shape[1]):
             gradients = torch.autograd.grad(

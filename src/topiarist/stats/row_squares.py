@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.inputs import call
-from topiarist.stats.examples import flat_outputs, rows, some
+from topiarist.stats.examples import flat_outputs, rows
 from topiarist.stats.statistic import Batch
 from topiarist.stats.uses import Use, Window
 
@@ -86,10 +86,9 @@ def _of_layers(batch: Batch, cotangents: Tensor) -> dict[str, Tensor]:
     with torch.enable_grad(), _watched(layers):
         outputs = flat_outputs(call(batch.subject.model, batch.inputs), batch.size)
     layers = [layer for layer in layers if layer.calls == 1 and layer.output is not None]
-    if not layers or not _are_independent(batch, outputs.detach()):
-        return {}
+    layers = _by_example(layers, outputs, cotangents[:, 0])
     found: dict[str, Tensor] = {}
-    for r in range(cotangents.shape[1]):
+    for r in range(cotangents.shape[1] if layers else 0):
         deltas = _pulled(outputs, [layer.output for layer in layers], cotangents[:, r])
         if r == 0:
             weights = _pulled(outputs, [layer.module.weight for layer in layers], cotangents[:, r])
@@ -100,6 +99,20 @@ def _of_layers(batch: Batch, cotangents: Tensor) -> dict[str, Tensor]:
                 if layer.bias is not None:
                     found[layer.bias] = found.get(layer.bias, 0) + layer.bias_squares(delta)
     return found
+
+
+def _by_example(layers: list[_Layer], outputs: Tensor, cotangent: Tensor) -> list[_Layer]:
+    """The layers in which row n is example n: of the first example's outputs, no other row has a part.
+
+    Elsewhere rows are tokens, or windows, of which several belong to one example, whose gradient is their sum; or
+    examples see each other.
+    """
+    first = torch.zeros_like(cotangent)
+    first[0] = cotangent[0]
+    whole = [layer for layer in layers if layer.inputs is not None and layer.inputs.dim() > 1]
+    whole = [layer for layer in whole if layer.inputs is not None and len(layer.inputs) == len(outputs)]
+    deltas = _pulled(outputs, [layer.output for layer in whole], first) if whole else []
+    return [layer for layer, delta in zip(whole, deltas, strict=True) if not bool(delta[1:].any())]
 
 
 def _candidates(batch: Batch) -> Iterator[_Layer]:
@@ -137,17 +150,8 @@ def _watched(layers: list[_Layer]) -> Iterator[None]:
             handle.remove()
 
 
-def _are_independent(batch: Batch, outputs: Tensor) -> bool:
-    """Whether the first example comes out alone as it does among the others."""
-    with torch.no_grad():
-        alone = flat_outputs(call(batch.subject.model, some(batch.inputs, batch.size, slice(0, 1))), 1)[0]
-    return _are_close(alone, outputs[0])
-
-
 def _is_alone(layer: _Layer, delta: Tensor, gradient: Tensor) -> bool:
     """Whether the gradient of a weight is all from where its layer ran: it may be used elsewhere as well."""
-    if layer.inputs is None or len(layer.inputs) != len(delta):
-        return False
     return _are_close(torch.stack([part.sum(0) for part in layer.gradients(delta)]).sum(0), gradient)
 
 
