@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import FormatError, InputError, nearest
+from topiarist.held import held_tensors
 
 PLAN_FORMAT = "topiarist-plan"
 PLAN_VERSION = 2  # the first that knows zeroed and bypassed; plans without them are of version 1
@@ -403,8 +404,7 @@ def _buffers_and_attributes(model: nn.Module) -> set[str]:
     """The names of the tensors that a plan may cut but no mask zeroes."""
     names = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     for module_name, module in model.named_modules():
-        held = [name for name, value in module.__dict__.items() if isinstance(value, Tensor)]
-        names.update(f"{module_name}.{name}" if module_name else name for name in held)
+        names.update(f"{module_name}.{path}" if module_name else path for path in held_tensors(module))
     return names
 
 

@@ -180,7 +180,9 @@ def _set_tensors(places: dict[str, layout.Place], description: layout.Descriptio
             held[name] = _held(None if id(fresh) in taken else fresh, tensors[name], entry)
             taken.add(id(held[name]))
         elif fresh is not None and (fresh.shape != tensors[name].shape or fresh.is_meta):
-            held[name] = tensors[name].to("cpu" if fresh.is_meta else fresh.device)
+            made = tensors[name].to("cpu" if fresh.is_meta else fresh.device)
+            same = (other for other, place in places.items() if place.kind == "derived" and place.tensor is fresh)
+            held.update(dict.fromkeys((name, *same), made))  # stored once, whoever holds it
     held.update((alias, held[name]) for alias, name in description.tied.items())
     for name, tensor in held.items():
         if places[name].tensor is not tensor:

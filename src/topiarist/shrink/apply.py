@@ -16,6 +16,7 @@ from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.factored import Factored
 from topiarist.graph.shortened import shorten
 from topiarist.graph.states import random_states_kept
+from topiarist.held import held_tensors
 from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
 from topiarist.plan import Plan, Slice
@@ -93,7 +94,8 @@ def _held(model: nn.Module, name: str) -> Tensor:
     path, _, leaf = name.rpartition(".")
     try:
         module = model.get_submodule(path)
-        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+        held = held_tensors(module)
+        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, held, module.__dict__)
         tensor = next(place for place in places if leaf in place)[leaf]
     except (AttributeError, StopIteration):
         raise InputError(f"the plan cuts {name!r}, which {type(model).__name__} does not have") from None

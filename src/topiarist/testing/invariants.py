@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from topiarist.errors import InputError, ShrinkError
 from topiarist.graph import Axes, AxisInfo, trace
 from topiarist.graph.attributes import get, integer_attributes
+from topiarist.held import held_tensors
 from topiarist.inputs import call, fresh
 from topiarist.mask import mask, unmask
 from topiarist.outputs import tensors_in
@@ -369,7 +370,7 @@ def distance(expected: list[Tensor], found: list[Tensor]) -> float:
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for module_name, module in model.named_modules():
-        for held in (module._parameters, module._buffers, module.__dict__):
+        for held in (module._parameters, module._buffers, held_tensors(module)):
             for name, value in held.items():
                 if isinstance(value, Tensor):
                     yield f"{module_name}.{name}", value
