@@ -10,7 +10,7 @@ import copy
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -190,7 +190,7 @@ def shifted_plans(cut: Cut, name: str) -> Iterator[Plan]:
     alone = cut_axes(cut.model, cut.axes, {name: cut.plan.removed[name]}).plan
     for tensor in tensors_of(cut, name):
         shifted = tuple(Slice(piece.dim, piece.removed.roll(1)) for piece in alone.slices[tensor])
-        yield Plan(alone.structure, alone.removed, {**alone.slices, tensor: shifted}, alone.attributes)
+        yield replace(alone, slices={**alone.slices, tensor: shifted})
 
 
 # ------------------------------------------------------------------------------------------------------------ checks
@@ -213,7 +213,8 @@ def is_caught(model: nn.Module, plan: Plan, inputs: Any) -> bool:
 def disagreement(model: nn.Module, plan: Plan, inputs: Any) -> float:
     """max |zeroed − shrunk| / max |zeroed| over all outputs, in float64: in evaluation mode, and in training mode too
     where that draws nothing at random."""
-    zeroed, small = in_float64(model).eval(), in_float64(shrink(model, plan)).eval()
+    zeroed = in_float64(model).eval()
+    small = shrink(zeroed, plan)  # what is rescaled is not rounded
     with torch.no_grad():
         for name, slices in plan.slices.items():
             parameter = dict(zeroed.named_parameters(remove_duplicate=False)).get(name)
