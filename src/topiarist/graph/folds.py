@@ -180,7 +180,7 @@ def _is_fraction(power: float) -> bool:
     return abs(power * 24 - round(power * 24)) < _SAME
 
 
-# ------------------------------------------------------------------------------------------ which weights make up for it
+# ----------------------------------------------------------------------------------------- which weights make up for it
 
 
 def _carrier(
