@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -86,15 +86,31 @@ def folds(
         if carrier is None:
             bad.add(g)
         else:
-            ratio, entries = carrier
-            made[g].append((place, Fold(size, power * ratio, entries, whole[place].where)))
-    good = {g for g in made if g not in bad and len(groups[g].values) <= len(made[g])}
-    held = {id(v): [g for g, group in enumerate(groups) if v in group.values] for v in values}
-    accounted = tuple(v for v in values if held[id(v)] and good.issuperset(held[id(v)]))
+            made[g].append((place, Fold(size, power * carrier[0], carrier[1], whole[place].where)))
+    good = {g for g, own in made.items() if g not in bad and len(groups[g].values) <= len(own)}
+    hang = {id(v): [g for g, group in enumerate(groups) if v in group.values] for v in values}
     return Found(
-        {frozenset(groups[g].more): tuple(fold for _, fold in made[g]) for g in good},
-        accounted,
+        {frozenset(groups[g].more): _combined([fold for _, fold in made[g]]) for g in good},
+        tuple(v for v in values if hang[id(v)] and good.issuperset(hang[id(v)])),
         frozenset(place for g in good for place, _ in made[g]),
+    )
+
+
+def _combined(folds: Sequence[Fold]) -> tuple[Fold, ...]:
+    """The same with one fold where several are of the same size and entries."""
+    made: list[Fold] = []
+    for fold in folds:
+        same = [other for other in made if other.size is fold.size and _are_equal(other.entries, fold.entries)]
+        if same:
+            made[made.index(same[0])] = replace(same[0], power=same[0].power + fold.power)
+        else:
+            made.append(fold)
+    return tuple(made)
+
+
+def _are_equal(left: Mapping[str, tuple[Tensor, ...]], right: Mapping[str, tuple[Tensor, ...]]) -> bool:
+    return left.keys() == right.keys() and all(
+        torch.equal(a, b) for name in left for a, b in zip(left[name], right[name], strict=True)
     )
 
 
