@@ -27,6 +27,7 @@ from topiarist.graph import attributes
 from topiarist.graph.axis import Axis
 from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.groups import Axes
+from topiarist.graph.heads import with_free_heads
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.reasons import Reason
@@ -260,7 +261,7 @@ def _shapes(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int]) -> Iterator
 
 def _smaller(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int], tensors: Mapping[int, Tensor]) -> list[nn.Module]:
     """A copy with these tensors by the ids of the model's, and the attributes that follow; in a list, to be taken."""
-    clone = structural_copy(model, tensors)
+    clone = with_free_heads(structural_copy(model, tensors))
     for path, value in axes.following(sizes)[0].items():
         attributes.set(clone, path, value)
     return [clone]

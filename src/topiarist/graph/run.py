@@ -30,6 +30,7 @@ from topiarist.graph.blueprint import Blueprint, read
 from topiarist.graph.copies import UncopiedError, model_tensors, named_modules, structural_copy
 from topiarist.graph.folding import fold
 from topiarist.graph.groups import Axes, TensorInfo
+from topiarist.graph.heads import with_free_heads
 from topiarist.graph.modes import Modes
 from topiarist.graph.readers import READERS, body_of
 from topiarist.graph.rehearsal import Number, Stage, numbers_in, rehearsed
@@ -305,6 +306,7 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
         state.put(tensor, axes)
     state.settle()
     state.running.clear()
+    clone = with_free_heads(clone)
     set_mode(clone, training)
     with ExitStack() as stack:
         if not training:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import FormatError, InputError, nearest
 from topiarist.graph import attributes
+from topiarist.graph.heads import where_they_must
 from topiarist.io import format as layout
 from topiarist.mask.attach import mask
 from topiarist.plan import Plan
@@ -49,6 +50,7 @@ def load(path: str | os.PathLike[str], *, build: Callable[[], nn.Module]) -> nn.
     _check_fit(description, places, type(model).__name__)
     _set_attributes(model, description.attributes)
     _set_tensors(places, description, tensors)
+    model = where_they_must(model)
     if description.masked and plan is not None:
         try:
             mask(model, plan)

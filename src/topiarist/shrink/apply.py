@@ -14,6 +14,7 @@ from topiarist.graph import attributes
 from topiarist.graph.bypass import Bypass, replace_module
 from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.factored import Factored
+from topiarist.graph.heads import where_they_must
 from topiarist.graph.shortened import shorten
 from topiarist.graph.states import random_states_kept
 from topiarist.held import held_tensors
@@ -32,7 +33,8 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
     ``plan.bases``, two stand for one (`topiarist.graph.factored.Factored`). The module lists of ``plan.shortened`` lose
     entries, and number the others
     anew. With ``example_inputs`` the result is run forward in
-    evaluation mode, and forward and backward in training mode, before it is returned.
+    evaluation mode, and forward and backward in training mode, before it is returned. Where heads leave a
+    `torch.nn.MultiheadAttention`, `topiarist.graph.heads.FreeAttention` stands for it.
 
     Raises:
         InputError: the plan removes single weights, which leave shapes as they are, or does not fit the model.
@@ -62,6 +64,7 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
     for name, gone in sorted(plan.shortened.items(), key=lambda item: -len(item[0])):  # inner lists first
         shorten(small, name, (~gone).nonzero().flatten().tolist())
     synchronise(small)
+    small = where_they_must(small)
     if example_inputs is not None:
         check_runs(small, example_inputs, model)
     return small
