@@ -21,6 +21,7 @@ from topiarist.testing.zoo import build
 MODES = [(True, True), (True, False), (False, False)]
 
 
+@pytest.mark.filterwarnings("ignore:Support for mismatched")
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("extra", [{}, {"add_bias_kv": True}, {"add_zero_attn": True, "bias": False}, {"kdim": 5}])
 def test_it_computes_what_torch_computes(batch_first: bool, extra: dict[str, Any]) -> None:

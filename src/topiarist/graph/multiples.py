@@ -121,6 +121,11 @@ class Multiples(Numbers):  # type: ignore[no-untyped-call]
             self._from_inputs.update(map(id, made))
         return out
 
+    def let_go(self) -> None:
+        """Hold no tensor of the run any more."""
+        self._known.clear()
+        self._sharing.clear()
+
     def put(self, tensor: Tensor, powers: Powers) -> None:
         """Say of what a tensor is a multiple."""
         if id(tensor) not in self._known:

@@ -72,6 +72,9 @@ class Numbers(TorchDispatchMode):
     def end(self, out: Any) -> None:
         """The model has returned ``out``."""
 
+    def let_go(self) -> None:
+        """Hold no tensor of the run any more."""
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = self.kernels(func, args, kwargs or {})
         values = numbers_in(func, args, kwargs or {})
@@ -275,4 +278,5 @@ def _listen(clone: list[nn.Module], inputs: Any, listener: Numbers, steps: Steps
         clear_frames(error.__traceback__)  # they hold every tensor of the run
         raise
     finally:  # what the copy kept is gone with it
+        listener.let_go()
         evict(listener.made)

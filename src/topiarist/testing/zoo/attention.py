@@ -111,9 +111,10 @@ def queries_for_two() -> Entry:
 @net
 def scaled_embedding() -> Entry:
     def forward(m: Any, ids: Tensor) -> Any:
-        return m.last(m.table(ids) * math.sqrt(m.width))
+        hidden = m.table(ids)
+        return m.last(hidden * math.sqrt(hidden.shape[-1]))
 
-    return Net(forward, table=nn.Embedding(7, 9), last=nn.Linear(9, 4), width=9), torch.randint(0, 7, (2, 3))
+    return Net(forward, table=nn.Embedding(7, 9), last=nn.Linear(9, 4)), torch.randint(0, 7, (2, 3))
 
 
 @net
