@@ -17,7 +17,10 @@ import topiarist
 from topiarist.errors import FormatError
 from topiarist.graph import folds, trace
 from topiarist.graph.multiples import Factor, Part, overlap, places
+from topiarist.io import load_plan
 from topiarist.plan import Plan, Scale
+from topiarist.recover.reinitialize import reinitialize
+from topiarist.recover.scratch import draw
 from topiarist.shrink import shrink, verify
 from topiarist.shrink.precision import in_float64
 from topiarist.testing.invariants import cut_axes, half_of_every_axis, is_caught
@@ -89,7 +92,7 @@ def test_of_a_fused_weight_the_rows_of_one_factor_alone() -> None:
     ((dim, rows),) = scale.within
     assert dim == 0
     assert rows.nonzero().flatten().tolist() in (list(range(15)), list(range(15, 30)))  # queries, or keys
-    assert scale.factor == pytest.approx((3 / 5) ** 0.5 if scale.factor < 1 else 0)
+    assert scale.factor == pytest.approx((3 / 5) ** 0.5)
 
 
 def test_a_fresh_instance_computes_the_same(tmp_path: Path) -> None:
@@ -98,7 +101,7 @@ def test_a_fresh_instance_computes_the_same(tmp_path: Path) -> None:
     topiarist.save(cut.small, tmp_path, plan=cut.plan)
     loaded = topiarist.load(tmp_path, build=lambda: build("attention_with_default_scale", seed=5)[0])
     assert torch.equal(loaded(inputs), cut.small(inputs))
-    assert topiarist.load_plan(tmp_path) == cut.plan
+    assert load_plan(tmp_path) == cut.plan
 
 
 def test_plans_with_it_are_read_back_and_others_are_as_before() -> None:
@@ -109,6 +112,15 @@ def test_plans_with_it_are_read_back_and_others_are_as_before() -> None:
     assert '"version": 1' in replace(plan, rescaled={}).to_json()
     with pytest.raises(FormatError, match="factor"):
         Plan.from_json(replace(plan, rescaled={"q.weight": (Scale(-1.0, ()),)}).to_json())
+
+
+def test_weights_drawn_anew_are_those_of_the_smaller_model() -> None:
+    model, inputs = build("attention_with_default_scale")
+    plan = half_of_every_axis(model, inputs).plan
+    drawn = copy.deepcopy(shrink(model, plan))
+    reinitialize(drawn, 0)
+    draw(model, plan)
+    torch.testing.assert_close(shrink(model, plan).q.weight, drawn.q.weight)
 
 
 class Blocks(nn.Module):
