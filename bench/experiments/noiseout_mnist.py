@@ -97,9 +97,9 @@ def render(table: Table) -> str:
     return "\n".join(
         [
             "# NoiseOut\n",
-            "MNIST, pairs of neurons and of feature maps merged while the accuracy on held-out images stays within half "
-            "a point: the part of the parameters that is left, the widths, and the test error in percentage points; mean "
-            "± sample standard deviation over seeds. Generated from `noiseout_mnist.json` by "
+            "MNIST, pairs of neurons and of feature maps merged while the accuracy on held-out images stays within "
+            "half a point: the part of the parameters that is left, the widths, and the test error in percentage "
+            "points; mean ± sample standard deviation over seeds. Generated from `noiseout_mnist.json` by "
             "`python bench/experiments/noiseout_mnist.py --data ../shared/data`.\n",
             markdown(["net", "noise outputs", "parameters left", "widths", "error"], rows),
         ]
