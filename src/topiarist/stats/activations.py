@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from topiarist.plan import Units
 from topiarist.stats.collect import OnStep, collect
+from topiarist.stats.patch_gram import gram
 from topiarist.stats.statistic import Statistic, Subject
 from topiarist.stats.uses import Use
 
@@ -107,10 +108,10 @@ class Gram:
 
     def add(self, use: Use) -> None:
         """Take in the rows of one use."""
-        rows = use.rows().double().movedim(1, 0)  # (groups, rows, inputs)
-        self.matrix = self.matrix + rows.mT @ rows
-        self.total = self.total + rows.sum(1)
-        self.count += rows.shape[1]
+        product = gram(use)
+        self.matrix = self.matrix.add_(product) if self.count else product
+        self.total = self.total + use.total()
+        self.count += use.num_rows
 
 
 class Inputs(Statistic):
