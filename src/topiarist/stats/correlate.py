@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-AT_ONCE = 2**21  # numbers in a temporary
+AT_ONCE = 2**20  # numbers in a temporary
 
 
 def pieces(x: Tensor, numbers: int) -> tuple[Tensor, ...]:
@@ -28,16 +28,20 @@ def correlations(maps: Tensor, shifts: Sequence[tuple[int, ...]], lengths: Seque
         tensor([14.,  8.], dtype=torch.float64)
     """
     groups, channels = maps.shape[1:3]
-    cos, sin = waves(shifts, lengths, maps.device)  # (shifts, points)
+    cos, sin = _waves(shifts, lengths, maps.device)  # (shifts, points)
     even = torch.zeros(len(shifts), groups * channels**2, dtype=torch.float64, device=maps.device)
     odd = torch.zeros_like(even)
-    for x in pieces(maps, 2 * groups * channels * cos.shape[1]):
-        z = torch.fft.rfftn(x.double(), s=tuple(lengths), dim=tuple(range(3, maps.dim())))
-        z_by_point = torch.view_as_real(z).reshape(x[:, :, :, 0].numel() // max(1, x[0, 0, 0, 0].numel()), -1).T
-        parts = z_by_point.contiguous().view(-1, 2, len(x), groups, channels).transpose(2, 3).transpose(1, 2)
-        size = max(1, AT_ONCE // even.shape[1])
-        for some in range(0, len(parts), size):
-            part = parts[some : some + size]  # (points, groups, real and imaginary, samples, channels)
+    size = max(1, AT_ONCE // even.shape[1])
+    parts = pieces(maps, 2 * groups * channels * cos.shape[1])
+    padded = torch.zeros(*parts[0].shape[:3], *lengths, dtype=torch.float64, device=maps.device)
+    place = (..., *(slice(n) for n in maps.shape[3:]))
+    for x in parts:
+        padded[: len(x)][place] = x
+        z = torch.fft.rfftn(padded[: len(x)], dim=tuple(range(3, maps.dim())))
+        by_point = torch.view_as_real(z).view(len(x) * groups * channels, -1).T.contiguous()
+        by_group = by_point.view(-1, 2, len(x), groups, channels).movedim(3, 1)
+        for some in range(0, len(by_group), size):
+            part = by_group[some : some + size]  # (points, groups, real and imaginary, samples, channels)
             both = part.flatten(2, 3)
             even.addmm_(cos[:, some : some + size], (both.mT @ both).flatten(1))
             odd.addmm_(sin[:, some : some + size], (part[:, :, 0].mT @ part[:, :, 1]).flatten(1))
@@ -45,7 +49,7 @@ def correlations(maps: Tensor, shifts: Sequence[tuple[int, ...]], lengths: Seque
     return even - odd + odd.mT
 
 
-def waves(shifts: Sequence[tuple[int, ...]], lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+def _waves(shifts: Sequence[tuple[int, ...]], lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Real and imaginary part of exp(iωδ) / points at the points ω that a real transform keeps: (shifts, points)."""
     *others, last = lengths
     points = torch.cartesian_prod(*(torch.arange(n) for n in (*others, last // 2 + 1))).view(-1, len(lengths))

@@ -22,8 +22,10 @@ from torch import Tensor
 from topiarist.stats.correlate import correlations, pieces
 from topiarist.stats.uses import Use, Window
 
-_TRANSFORM = 150  # products that take as long as the transform of one number
+_TRANSFORM = 300  # products that take as long as the transform of one number
 _WRITE = 50  # and as writing down one entry of a patch
+_RESULT = 100  # and as keeping one number of a result
+_CALL = 4e6  # and as beginning with anything
 _LEAST = 1e-3  # of the sum over all positions must be that over outputs, or rounding shows in what is left
 _SMOOTH = 2**60 * 3**40 * 5**30
 
@@ -56,6 +58,11 @@ def direct(use: Use) -> Tensor:
         rows = part.double().movedim(1, 0)  # (groups, rows, inputs)
         total = total.baddbmm_(rows.mT, rows) if total.dim() else rows.mT @ rows
     return total
+
+
+def _time(num_rows: int, groups: int, inputs: int) -> float:
+    """How many products take as long as `direct`."""
+    return groups * inputs * (num_rows * (inputs + _WRITE) + inputs * _RESULT) + _CALL
 
 
 @dataclass(frozen=True)
@@ -129,14 +136,14 @@ class Patches:
 
     @property
     def are_cheaper(self) -> bool:
-        """Whether this takes less time than product by product: a count of products, calibrated on CPUs."""
-        inputs, num = self.channels * math.prod(self.window.kernel), len(self.use.inputs)
+        """Whether this takes less time than product by product: products are counted, and what takes time besides."""
+        inputs, num, groups = self.channels * math.prod(self.window.kernel), len(self.use.inputs), self.window.groups
         channels = self.channels * math.prod(len(axis.phases) for axis in self.axes)
         points = math.prod(axis.length for axis in self.axes)
-        beyond = sum(n * m * (m + _WRITE) for n, m in map(self._size, self._beyond()))
-        here = num * (points * channels * (1.5 * channels + _TRANSFORM) + beyond)
-        once = len(self.shifts) * points * channels**2
-        return here + once < num * math.prod(axis.num for axis in self.axes) * inputs * (inputs + _WRITE)
+        here = num * points * groups * channels * (3 * channels + _TRANSFORM)
+        here += groups * (points * channels**2 * (len(self.shifts) + _RESULT) + inputs**2 * _RESULT) + _CALL
+        here += sum(_time(num * n, groups, m) for n, m in map(self._size, self._beyond()))
+        return here < _time(self.use.num_rows, groups, inputs)
 
     def gram(self) -> Tensor | None:
         """The sum, float64 (groups, inputs, inputs); None where that over all positions is by far the larger."""
