@@ -163,19 +163,19 @@ class Patches:
         """The sum over all positions: (groups, channels, *kernel, channels, *kernel)."""
         half = correlations(self._phases(), self.shifts, [axis.length for axis in self.axes])
         every = torch.cat((half, half.mT))  # for δ and −δ
+        every = every.unflatten(3, (self.channels, -1)).unflatten(2, (self.channels, -1))
         number = {shift: n for n, shift in enumerate(self.shifts)}
         number |= {tuple(-d for d in shift): n + len(number) for shift, n in number.items() if any(shift)}
-        entries = [*product(*(axis.entries for axis in self.axes))]
-        which = torch.tensor(
-            [[number[tuple(b - a for (_, a), (_, b) in zip(e, f, strict=True))] for f in entries] for e in entries]
-        )
-        phase = torch.zeros(len(entries), dtype=torch.long)
-        for n, axis in enumerate(self.axes):
-            phase = phase * len(axis.phases) + torch.tensor([entry[n][0] for entry in entries])
-        every = every.unflatten(3, (self.channels, -1)).unflatten(2, (self.channels, -1))
-        found = every[which, :, :, phase[:, None], :, phase]  # (entries, entries, groups, channels, channels)
+        phases = product(*(range(len(axis.phases)) for axis in self.axes))
+        which_phase = {phase: n for n, phase in enumerate(phases)}
+        entries = [tuple(zip(*places, strict=True)) for places in product(*(axis.entries for axis in self.axes))]
+        phase = torch.tensor([which_phase[own] for own, _ in entries])
         kernel = self.window.kernel
-        found = found.permute(2, 3, 0, 4, 1).contiguous()
+        found = every.new_empty(every.shape[1], self.channels, len(entries), self.channels, len(entries))
+        for n, (_, here) in enumerate(entries):
+            apart = [tuple(b - a for a, b in zip(here, there, strict=True)) for _, there in entries]
+            seen = every[torch.tensor([number[delta] for delta in apart]), :, :, phase[n], :, phase]
+            found[:, :, n] = seen.permute(1, 2, 3, 0)
         return found.view(-1, self.channels, *kernel, self.channels, *kernel)
 
     def _phases(self) -> Tensor:
