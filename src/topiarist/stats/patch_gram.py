@@ -26,8 +26,9 @@ _TRANSFORM = 300  # products that take as long as the transform of one number
 _WRITE = 50  # and as writing down one entry of a patch
 _RESULT = 100  # and as keeping one number of a result
 _CALL = 4e6  # and as beginning with anything
-_LEAST = 1e-3  # of the sum over all positions must be that over outputs, or rounding shows in what is left
-_SMOOTH = 2**60 * 3**40 * 5**30
+_MUCH = 1e-3  # of the sum over all positions, that over outputs: the difference has all digits but three
+_LITTLE = 1e-9  # the difference has few digits
+_SMOOTH = 2**60 * 3**40 * 5**30  # lengths of transforms divide it
 
 
 def gram(use: Use) -> Tensor:
@@ -146,18 +147,24 @@ class Patches:
         return here < _time(self.use.num_rows, groups, inputs)
 
     def gram(self) -> Tensor | None:
-        """The sum, float64 (groups, inputs, inputs); None where that over all positions is by far the larger."""
+        """The sum, float64 (groups, inputs, inputs); None where nearly all of that over all positions is borders'."""
         found, kernel = self._everywhere(), self.window.kernel
         inputs = self.channels * math.prod(kernel)
         matrix = found.view(-1, inputs, inputs)
-        least = _LEAST * matrix.diagonal(dim1=1, dim2=2)
+        every = matrix.diagonal(dim1=1, dim2=2).clone()
         for axis, position in self._beyond():
             begin, end, _ = self.axes[axis].seen(position)
             block = found
             for dim in (2 + axis, 3 + axis + len(kernel)):
                 block = block.narrow(dim, begin, end - begin)
             block -= direct(self._strip(axis, position)).view(block.shape)
-        return matrix if bool((matrix.diagonal(dim1=1, dim2=2) >= least).all()) else None
+        diagonal = matrix.diagonal(dim1=1, dim2=2)
+        if bool((diagonal >= _MUCH * every).all()):
+            return matrix
+        squares = self.use.total(self.use.inputs.double().square())
+        diagonal.copy_(squares)
+        matrix.mul_((squares != 0)[:, :, None]).mul_((squares != 0)[:, None])  # zero, and not nearly so
+        return None if bool(((squares > 0) & (squares < _LITTLE * every)).any()) else matrix
 
     def _everywhere(self) -> Tensor:
         """The sum over all positions: (groups, channels, *kernel, channels, *kernel)."""
