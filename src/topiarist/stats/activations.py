@@ -61,7 +61,7 @@ class Moments:
         scratch = x - near
         squares = _sums(scratch.square_()) - (mean - near[:, 0].double()).square() * num
         magnitude = _sums(torch.abs(x, out=scratch)) / num
-        zeros = num - _sums(torch.sign(x, out=scratch).abs_()).long()
+        zeros = num - _sums(scratch.sign_()).long()
         mean, squares, magnitude, zeros = (t.view(groups, -1) for t in (mean, squares.clamp_(min=0), magnitude, zeros))
         apart = mean - self.mean
         self._squares = self._squares + squares + apart.square() * (self.count * num / total)
