@@ -34,9 +34,11 @@ def correlations(maps: Tensor, shifts: Sequence[tuple[int, ...]], lengths: Seque
     size = max(1, AT_ONCE // even.shape[1])
     parts = pieces(maps, 2 * groups * channels * cos.shape[1])
     padded = torch.zeros(*parts[0].shape[:3], *lengths, dtype=torch.float64, device=maps.device)
-    place = (..., *(slice(n) for n in maps.shape[3:]))
+    place = padded
+    for dim in range(3, maps.dim()):
+        place = place.narrow(dim, 0, maps.shape[dim])
     for x in parts:
-        padded[: len(x)][place] = x
+        place[: len(x)] = x
         z = torch.fft.rfftn(padded[: len(x)], dim=tuple(range(3, maps.dim())))
         by_point = torch.view_as_real(z).view(len(x) * groups * channels, -1).T.contiguous()
         by_group = by_point.view(-1, 2, len(x), groups, channels).movedim(3, 1)

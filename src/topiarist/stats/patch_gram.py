@@ -25,7 +25,7 @@ from topiarist.stats.uses import Use, Window
 _TRANSFORM = 300  # products that take as long as the transform of one number
 _WRITE = 50  # and as writing down one entry of a patch
 _RESULT = 100  # and as keeping one number of a result
-_CALL = 4e6  # and as beginning with anything
+_CALL = 4_000_000  # and as beginning with anything
 _MUCH = 1e-3  # of the sum over all positions, that over outputs: the difference has all digits but three
 _LITTLE = 1e-9  # the difference has few digits
 _SMOOTH = 2**60 * 3**40 * 5**30  # lengths of transforms divide it
@@ -61,7 +61,7 @@ def direct(use: Use) -> Tensor:
     return total
 
 
-def _time(num_rows: int, groups: int, inputs: int) -> float:
+def _time(num_rows: int, groups: int, inputs: int) -> int:
     """How many products take as long as `direct`."""
     return groups * inputs * (num_rows * (inputs + _WRITE) + inputs * _RESULT) + _CALL
 
@@ -170,7 +170,8 @@ class Patches:
         """The sum over all positions: (groups, channels, *kernel, channels, *kernel)."""
         half = correlations(self._phases(), self.shifts, [axis.length for axis in self.axes])
         every = torch.cat((half, half.mT))  # for δ and −δ
-        every = every.unflatten(3, (self.channels, -1)).unflatten(2, (self.channels, -1))
+        num_phases = every.shape[2] // self.channels
+        every = every.reshape(*every.shape[:2], self.channels, num_phases, self.channels, num_phases)
         number = {shift: n for n, shift in enumerate(self.shifts)}
         number |= {tuple(-d for d in shift): n + len(number) for shift, n in number.items() if any(shift)}
         phases = product(*(range(len(axis.phases)) for axis in self.axes))
@@ -189,10 +190,12 @@ class Patches:
         """The phases of the input as channels: (samples, groups, channels · phases, *positions)."""
         x = F.pad(self.use.inputs, [side for axis in reversed(self.axes) for side in axis.sides])
         for n, axis in enumerate(self.axes):
-            x = x.unflatten(n + 2, (-1, axis.stride)).movedim(n + 3, -1)[..., axis.phases]
+            x = x.reshape(*x.shape[: n + 2], -1, axis.stride, *x.shape[n + 3 :]).movedim(n + 3, -1)[..., axis.phases]
         dims = len(self.axes)
         x = x.permute(0, 1, *range(dims + 2, 2 * dims + 2), *range(2, dims + 2))
-        return x.flatten(1, dims + 1).unflatten(1, (self.window.groups, -1))
+        num, groups = len(x), self.window.groups
+        channels = x[0].numel() // (groups * math.prod(x.shape[dims + 2 :]))
+        return x.reshape(num, groups, channels, *x.shape[dims + 2 :])
 
     def _beyond(self) -> Iterator[tuple[int, int]]:
         """Axes and positions on them where values are seen, but for no output."""
