@@ -70,6 +70,9 @@ class FreeAttention(nn.MultiheadAttention):
 
     def _heads(self, *inputs: Tensor) -> list[Tensor]:
         """Queries, keys and values: (batch, heads, tokens, head_dim)."""
+        for x, width in zip(inputs, (self.embed_dim, self.kdim, self.vdim), strict=True):
+            if x.shape[-1] != width:
+                raise ValueError(f"attention over {width} features was given {tuple(x.shape)}")
         packed = self.in_proj_weight
         own = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if packed is None else packed.chunk(3)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
