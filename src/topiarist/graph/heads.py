@@ -80,7 +80,7 @@ class FreeAttention(nn.MultiheadAttention):
         for place, extra in enumerate((None, self.bias_k, self.bias_v)):
             if extra is not None:
                 found[place] = torch.cat([found[place], extra.expand(len(found[place]), -1, -1)], 1)
-        found = [x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in found]
+        found = [torch.unflatten(x, -1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in found]
         if self.add_zero_attn:
             found[1:] = [torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) for x in found[1:]]
         return found
@@ -90,7 +90,7 @@ class FreeAttention(nn.MultiheadAttention):
         mask = None
         if attn_mask is not None:
             mask = _additive(attn_mask, q)
-            mask = mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (len(q), self.num_heads))
+            mask = mask[None, None] if mask.dim() == 2 else torch.unflatten(mask, 0, (len(q), self.num_heads))
         if padding is not None:
             hidden = _additive(padding, q)[:, None, None]
             mask = hidden if mask is None else mask + hidden
