@@ -87,7 +87,7 @@ class Axes:
         self.training_error = training_error
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()
-        self.bypasses = {name: "".join(forms) for name, forms in trace.forms.items() if len(forms) == 1 and all(forms)}
+        self.bypasses, self.makers_beside = trace.handed.bypasses()
         self._carried = dict(trace.carried)
         self._lists = dict(trace.lists)
         self._runs = dict(trace.runs)

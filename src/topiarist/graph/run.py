@@ -95,6 +95,7 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.trace.is_inside:  # scripted code hands its operators to the modes in turn
             return func(*args, **kwargs)
+        self.trace.uses(args, kwargs)
         reader = READERS.get(func)
         if reader is not None:
             return reader(self.trace, *args, **kwargs)
@@ -311,7 +312,9 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
         stack.enter_context(_Functions(state))
         out = call(clone, inputs)
     state.pin_unsettled("its size is set outside of torch's functions")
-    for tensor in tensors_in(out):
+    returned = tensors_in(out)
+    state.uses(returned, {})
+    for tensor in returned:
         for axis in state[tensor].axes:
             state.graph.pin(axis, "it is a dimension of the model's output", "output")
 
@@ -332,8 +335,7 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
         name = names.get(id(module))
         if name is None:
             return
-        if state.counting and not state.modes.is_training:
-            state.forms.setdefault(name, set()).add(state.form(args, kwargs, out))
+        state.returned(name, module, args, kwargs, out)
         while state.running and state.running.pop() != name:
             pass  # a module inside that raised, and whose error the model caught
         returned = tensors_in(out)

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from topiarist.graph.axis import Axis, AxisGraph, nowhere
-from topiarist.graph.bypass import form_of
+from topiarist.graph.handed import Handed
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
@@ -99,7 +99,7 @@ class Trace:
         self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
         self.choices: list[tuple[Axis, int, Reason]] = []  # axes of which the best are chosen, and how many
-        self.forms: dict[str, set[str]] = {}  # module → forms of what it returned, see `form`
+        self.handed = Handed()  # what modules return, and who uses it
         self.carried: dict[str, Axis] = {}  # weight → the groups that it hands on one by one, as depthwise ones do
         self.used: set[str] = set()
         self.summed: dict[str, list[Axis]] = {}  # weight → axes of it that a product with activations sums over
@@ -336,10 +336,14 @@ class Trace:
         sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self.axes_of(tensor)]
         return torch.Size(sizes)
 
-    def form(self, args: Any, kwargs: Any, out: Any) -> str:
-        """In which form a module returned what could as well be its first input; see `topiarist.graph.bypass`."""
+    def returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        """A module has returned: note what could be left in its place; see `topiarist.graph.handed`."""
         with torch._C.DisableTorchFunction():  # looking at it is no part of the model
-            return form_of(args, kwargs, out, lambda tensor: tuple(tensor.shape))
+            self.handed.returned(name, module, args, kwargs, out, self.counts)
+
+    def uses(self, args: Any, kwargs: Any) -> None:
+        """These tensors are used at the moment."""
+        self.handed.used((*args, *kwargs.values()), self.running[-1] if self.running else "")
 
     def known_of(self, out: Any) -> list[Tracked] | None:
         """What is known of what a module returned, a tensor or a tuple or list of some; None of anything else."""
@@ -397,6 +401,7 @@ class Trace:
         self._known = {key: entry for key, entry in self._known.items() if key in own}
         self._sharing.clear()
         self.picks.forget()
+        self.handed.forget()
         for tensor, _ in self._known.values():
             self._sharing.setdefault(_storage(tensor), []).append(tensor)
         evict(without_values)
@@ -424,6 +429,7 @@ class Trace:
     def operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Let the rule of ``func`` speak, or pin everything where there is none."""
         self._place = None
+        self.uses(args, kwargs)
         outputs = _tensors_of(out)
         spoken = self._operators.get(id(func)) or self._operator(func)
         if spoken.is_noted and self.counts:
