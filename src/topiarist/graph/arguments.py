@@ -268,3 +268,15 @@ def _groups(trace: Trace, channels: Axis, groups: int) -> None:
 def _default_scale(trace: Trace, out: Tensor, query: Tensor, *args: Any, **kwargs: Any) -> None:
     if kwargs.get("scale") is None and len(args) < 6:
         trace.pin(trace[query].axes[-1], "its size sets the default scale 1/√d of the attention", "value")
+
+
+@_sizes_of(torch.Tensor.__eq__, torch.Tensor.eq, torch.eq, torch.Tensor.__ne__, torch.Tensor.ne, torch.ne)
+def _compared(trace: Trace, out: Tensor, tensor: Any, other: Any) -> None:
+    """Indices may be compared with how many there are, which none of them is."""
+    if not isinstance(other, Size):
+        return
+    ranges = trace.indices(tensor).ranges
+    if ranges is not None and ranges.size == plain(other):
+        trace.sized(other, ranges)
+    else:
+        trace.on_value(other.expression)

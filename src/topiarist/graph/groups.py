@@ -46,7 +46,8 @@ class AxisInfo:
     """One axis: its name (``"fc1.weight:0"``: tensor and dimension where it first lives), its size, the tensors it
     ties, the layer that carries it, and why it may not shrink (``pins``) or not exactly (``inexact``). ``step`` names
     the axes that shrink only together with it and how many indices of each go at a time; it is empty for an axis that
-    shrinks alone. ``minimum`` of such steps, or of single indices, must stay."""
+    shrinks alone. ``minimum`` of such steps, or of single indices, must stay. ``is_looped`` says that the model goes
+    through its indices one by one, and ``lists`` through the entries of which module lists."""
 
     name: str
     leaf: Axis
@@ -61,6 +62,7 @@ class AxisInfo:
     minimum: int = 1
     is_expert: bool = False
     lists: tuple[str, ...] = ()
+    is_looped: bool = False
 
 
 class Axes:
@@ -90,6 +92,7 @@ class Axes:
         self.bypasses, self.makers_beside = trace.handed.bypasses()
         self._carried = dict(trace.carried)
         self._lists = dict(trace.lists)
+        self._looped = {leaf for axis in trace.looped for leaf in self.graph.leaves(axis)}
         self._runs = dict(trace.runs)
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.kinds = {name: type(module) for name, module in named_modules(model)}
@@ -392,7 +395,7 @@ class Axes:
                 tuple(leaf.pins), tuple(leaf.inexact), "head" in leaf.roles,
                 tuple((names[other], num) for other, num in step_of.get(leaf, {}).items() if other in names),
                 max(minimum.get(leaf, 1), self._least(leaf)), "expert" in leaf.roles and "head" not in leaf.roles,
-                self._lists.get(leaf, ()),
+                self._lists.get(leaf, ()), leaf in self._looped,
             )  # fmt: skip
 
     def side(self, name: str, dim: int) -> Literal["in", "out", ""]:
@@ -437,9 +440,12 @@ class Axes:
 
 
 def _priced(cost: Cost, measured: Callable[[Axis], int]) -> float:
-    """Multiply–accumulates of one entry of `Axes.costs`: of rows that go to one expert each, its share."""
-    whole = math.prod(map(measured, cost.axes))
-    return whole if cost.among is None else whole * cost.among[1] / measured(cost.among[0])
+    """Multiply–accumulates of one entry of `Axes.costs`: of rows that go to one expert each, its share; of what is
+    there for each expert, as much less as there are fewer."""
+    whole: float = math.prod(map(measured, cost.axes))
+    if cost.among is not None:
+        whole *= cost.among[1] / measured(cost.among[0])
+    return whole if cost.each is None else whole * measured(cost.each) / cost.each.size
 
 
 def _places(model: nn.Module) -> dict[str, list[str]]:

@@ -164,12 +164,12 @@ def faults(axes: Axes, traced: Performance, perform: Callable[[Mapping[Axis, int
 def _moves(axes: Axes) -> list[dict[Axis, int]]:
     """Half of every axis that may shrink: the sizes of what goes together, in the order of the axes.
 
-    Not of those with module lists: as many less modules run as indices go.
+    Not of those that run one by one: as much less runs as indices go.
     """
     found: dict[frozenset[str], dict[Axis, int]] = {}
     for axis in axes.axes:
         step = [(axes[name], num) for name, num in axis.step or ((axis.name, 1),)]
-        if not any(a.pins or a.lists for a, _ in step):
+        if not any(a.pins or a.is_looped for a, _ in step):
             times = min(min((a.size - 1) // num, a.size // num - a.minimum) for a, num in step)
             times = max(1, min(times, min(a.size // num for a, num in step) // 2))
             found.setdefault(frozenset(a.name for a, _ in step), {a.leaf: a.size - times * num for a, num in step})

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
-from topiarist.graph.assumed import Assuming, assumed, is_search
+from topiarist.graph.assumed import Assuming
 from topiarist.graph.blueprint import Blueprint, read
 from topiarist.graph.copies import UncopiedError, model_tensors, named_modules, structural_copy
 from topiarist.graph.groups import Axes, TensorInfo
@@ -68,7 +68,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         before, self.trace.is_inside = self.trace.is_inside, True
         try:
-            found = assumed(func, args, kwargs, self.trace.picks.is_pick) if is_search(func) else None
+            found = self.trace.searches(func, args, kwargs)
             out = self.trace.kernels(func, args, kwargs) if found is None else found
             _account(self.trace, func, args, kwargs, out)
         finally:
@@ -203,15 +203,16 @@ def _traced(
 
     if without_values is None:
         return collected()
-    steps = partial(_performing, state.skips_steps, bool(state.picks.axes))
+    searches = state.picks.hits if state.picks.axes else None
+    steps = partial(_performing, state.skips_steps, searches)
     kernels = state.kernels if without_values is _on_meta else None
     return rehearsed(collected, state.numbers, model, example_inputs, kernels, steps)
 
 
 @contextmanager
-def _performing(skips_steps: bool, searches: bool) -> Iterator[None]:
+def _performing(skips_steps: bool, hits: Mapping[str, int] | None) -> Iterator[None]:
     """What a model runs inside of that has run inside of a trace."""
-    with WithoutSteps() if skips_steps else nullcontext(), Assuming() if searches else nullcontext():
+    with WithoutSteps() if skips_steps else nullcontext(), nullcontext() if hits is None else Assuming(hits):
         yield
 
 

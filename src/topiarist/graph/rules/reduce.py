@@ -115,7 +115,7 @@ def _sort(trace: Trace, out: Any, x: Tensor, dim: int = -1, *args: Any, **kwargs
 
 @rule(*named(
         "histc", "bincount", "unique_dim", "_unique", "_unique2", "unique_consecutive", "unique_dim_consecutive",
-        "nonzero", "masked_select", "argwhere",
+        "masked_select", "argwhere",
     )
 )  # fmt: skip
 def _counted(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
@@ -124,3 +124,13 @@ def _counted(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
     trace.pin_all((t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)), reason)
     for tensor in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
         trace.put(tensor, trace.pinned(tensor.shape, reason))
+
+
+@rule(aten.nonzero)
+def _nonzero(trace: Trace, out: Tensor, x: Tensor) -> None:
+    """Where something is; of an axis of which some indices are chosen, which of them are."""
+    hit = trace.picks.hit(x)
+    if hit is None:
+        _counted(trace, out, x)
+    else:
+        trace.put(out, (hit, trace.graph.one), [False] * 2, pins=[(hit, "its indices become values")], ranges=hit)
