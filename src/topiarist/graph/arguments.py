@@ -280,3 +280,15 @@ def _compared(trace: Trace, out: Tensor, tensor: Any, other: Any) -> None:
         trace.sized(other, ranges)
     else:
         trace.on_value(other.expression)
+
+
+@_sizes_of(torch.histc, torch.Tensor.histc, torch.bincount, torch.Tensor.bincount)
+def _counted(trace: Trace, out: Tensor, tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+    """As many bins as there are indices, the last of which is one less."""
+    hot = trace.picks.hot(out)
+    given = {**dict(zip(("bins", "min", "max"), args, strict=False)), **kwargs}
+    for name, size in given.items():
+        if isinstance(size, Size) and hot is None:
+            trace.on_value(size.expression)
+        elif isinstance(size, Size) and hot is not None:
+            trace.sized(size + 1 if name == "max" else size, hot.axis)

@@ -33,6 +33,8 @@ _TAKEN = "a single index of it is taken"
 _EQUAL = frozenset(named("eq", "ne"))
 _BLANKS = frozenset(named("zeros", "zeros_like", "new_zeros"))
 _SCATTERS = frozenset(named("scatter", "scatter_"))
+_COUNTS = frozenset(named("histc", "bincount"))
+_KEEP_HOT = KEEP_VALUES | SUMS | _SCATTERS | _COUNTS
 
 
 class OneHot(NamedTuple):
@@ -60,6 +62,7 @@ class Picks:
         self._of: dict[int, Pick] = {}  # by id of the tensor, which the trace keeps; so do the next two
         self._one_hot: dict[int, OneHot] = {}
         self._blank: set[int] = set()  # tensors of zeros
+        self._ends: set[int] = set()
         self._made: dict[int, str] = {}  # what an entry of a list returned for every token
         self._at_work: dict[str, Pick] = {}  # modules that run on rows
         self._given: Pick | None = None  # rows that the operator is given that runs at the moment
@@ -81,26 +84,34 @@ class Picks:
 
     def forget(self) -> None:
         """The tensors are gone."""
-        for held in (self._of, self._one_hot, self._blank, self._made, self._at_work):
+        for held in (self._of, self._one_hot, self._blank, self._ends, self._made, self._at_work):
             held.clear()
 
     def is_pick(self, tensor: Tensor) -> bool:
         """Whether a tensor is nothing unless some index is chosen."""
         return id(tensor) in self._of
 
+    def hot(self, tensor: Tensor) -> OneHot | None:
+        """What is known of a vector that says of each index of an axis whether, or how often, it is chosen."""
+        return self._one_hot.get(id(tensor)) if tensor.dim() == 1 else None
+
     def hit(self, tensor: Tensor) -> Axis | None:
-        """The axis of which ``tensor`` says of each index whether it is chosen; from now on this line asks for those
-        that are."""
-        hot = self._one_hot.get(id(tensor)) if tensor.dim() == 1 else None
+        """The axis of which a vector says whether each index is chosen; from now on this line asks for those that
+        are."""
+        hot = self.hot(tensor)
         if hot is None:
             return None
         self.hits[self._trace.here()[0]] = tensor.shape[0] - hot.axis.size
         return hot.axis
 
     def num_hit(self, tensor: Tensor) -> int | None:
-        """How many indices can be chosen of the axis that ``tensor`` encodes."""
-        hot = self._one_hot.get(id(tensor)) if tensor.dim() == 1 else None
+        """How many indices can be chosen of the axis that a vector encodes."""
+        hot = self.hot(tensor)
         return None if hot is None else hot.axis.size
+
+    def are_ends(self, tensor: Tensor) -> bool:
+        """Whether a vector holds, for each index of an axis, where those end that chose it, once they are sorted."""
+        return id(tensor) in self._ends
 
     # ------------------------------------------------------------------ modules
 
@@ -190,6 +201,7 @@ class Picks:
         made = [self._made[id(t)] for t in tensors if id(t) in self._made]
         hot = self._scattered(packet, args) or (self._one_hot.get(id(tensors[0])) if tensors else None)
         is_blank = packet in _BLANKS or (packet in KEEP_VALUES and id(tensors[0]) in self._blank)
+        are_ends = packet in KEEP_VALUES and id(tensors[0]) in self._ends and tensors[0].shape == outputs[0].shape
         self.overwritten(outputs)
         if given:
             self._used(packet, args, tensors, given, made, outputs)
@@ -201,6 +213,8 @@ class Picks:
             self._loose.update(made)
             if is_blank:
                 self._blank.update(map(id, outputs))
+            elif are_ends:
+                self._ends.update(map(id, outputs))
             elif hot is not None:
                 self._of_one_hot(packet, args, hot, outputs)
 
@@ -210,9 +224,13 @@ class Picks:
             for held in (self._of, self._one_hot, self._made):
                 held.pop(id(tensor), None)
             self._blank.discard(id(tensor))
+            self._ends.discard(id(tensor))
 
     def _scattered(self, packet: Any, args: Sequence[Any]) -> OneHot | None:
-        """What is written among zeros, at the places that were chosen."""
+        """What is written among zeros, at the places that were chosen, or counts how often they were."""
+        if packet in _COUNTS:
+            ranges = self._trace.indices(args[0]).ranges
+            return None if ranges is None else OneHot(ranges, ranges)
         if packet not in _SCATTERS or id(args[0]) not in self._blank:
             return None
         ranges = self._trace.indices(args[2]).ranges
@@ -231,7 +249,9 @@ class Picks:
             if place < hot.axis.size:
                 trace.drop_pins(outputs)
                 self._begin(Pick(hot.axis, place, hot.times), outputs)
-        elif packet in KEEP_VALUES or packet in SUMS or packet in _SCATTERS or is_positive(packet, args):
+        elif packet is aten.cumsum and args[0].dim() == 1:
+            self._ends.update(map(id, outputs))
+        elif packet in _KEEP_HOT or is_positive(packet, args):
             times = hot.times * summed(args[0], outputs[0]) if packet in SUMS else hot.times
             for out in outputs:
                 if any(find(axis) is find(hot.over) for axis in trace.axes_of(out)):
