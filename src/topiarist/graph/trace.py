@@ -379,9 +379,7 @@ class Trace:
         if before is None or after is None or len(before) != len(after):
             return False
         return all(
-            len(a.axes) == len(b.axes)
-            and all(map(self._are_alike, a.axes, b.axes, a.zero, b.zero))
-            and a[2:] == b[2:]
+            len(a.axes) == len(b.axes) and all(map(self._are_alike, a.axes, b.axes, a.zero, b.zero)) and a[2:] == b[2:]
             for a, b in zip(before, after, strict=True)
         )
 
