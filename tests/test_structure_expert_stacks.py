@@ -68,9 +68,9 @@ class HitAsNumbers(Stacks):
             i = i.item()
             slot, token = torch.where(mask[i])
             up = self.up.view(-1, self.inner, WIDTH)[i]
-            rows = F.gelu(x[token] @ up.T) @ self.down[i].T
+            rows = F.gelu(x[token] @ up.T) @ self.down[i].T + self.bias[i]
             total.index_add_(0, token, rows * weights[token, slot, None])
-        return total + 0 * self.bias.sum()
+        return total
 
 
 class Ranged(Stacks):

@@ -175,7 +175,7 @@ class Picks:
     # ------------------------------------------------------------------ operators
 
     def compares(self, packet: Any, args: Sequence[Any]) -> bool:
-        """Whether an operator asks where an index was chosen, or which one was found: all that it uses of the values."""
+        """Whether an operator asks where an index was chosen, or which one was found, and no more of the values."""
         if packet not in _EQUAL or type(args[1]) is not int or not self.are_followed:
             return False
         return packet is aten.eq or self._trace.searches.is_found(args[0])

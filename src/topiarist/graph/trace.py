@@ -486,7 +486,7 @@ class Trace:
         self._operators[id(func)] = made
         return made
 
-    def _looked_at(self, spoken: _Operator, args: Any, kwargs: Any) -> Sequence[Any]:
+    def _looked_at(self, spoken: _Operator, args: Sequence[Any], kwargs: Any) -> Sequence[Any]:
         """The operands of which an operator uses neither that they are indices nor that they are single ones."""
         if spoken.keeps_values or self.picks.compares(spoken.packet, args):
             return args[:1]
