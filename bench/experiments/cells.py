@@ -101,7 +101,7 @@ def error_rate(model: torch.nn.Module, batches: Any) -> float:
     return 100 * wrong / num
 
 
-def first(data: Any, num_train: int, num_test: int) -> None:
-    """Leave the first so many examples of in-memory data, in place, to see that a script runs."""
+def first(data: Any, num_train: int, num_test: int | None) -> None:
+    """Leave the first so many examples of in-memory data, in place; None leaves all."""
     for part, num in ((data.train, num_train), (data.test, num_test)):
         part.inputs, part.targets = part.inputs[:num], part.targets[:num]

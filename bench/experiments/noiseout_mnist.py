@@ -1,4 +1,4 @@
-"""NoiseOut on LeNet-300-100: how many neurons go at equal accuracy, with noise outputs of each kind and without.
+"""NoiseOut on LeNet-300-100 and LeNet-5: what goes at equal accuracy, with noise outputs of each kind and without.
 
     python bench/experiments/noiseout_mnist.py --data ../shared/data
 
@@ -8,8 +8,9 @@ a point; the error is that of the test images.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,29 +21,46 @@ import topiarist
 from topiarist.data import load_data
 from topiarist.data.loader import Batches
 from topiarist.measure import evaluate
-from topiarist.models import LeNet300100
+from topiarist.models import LeNet5, LeNet300100
 from topiarist.recover import TrainingRecipe
 
-EPOCHS, AFTER, STEPS = 10, 4, 16
-DROP, SPARSITY = 0.005, 0.95
+DROP = 0.005
 NOISE = {"none": (0, "gaussian"), **{targets: (512, targets) for targets in ("gaussian", "binomial", "constant")}}
 
 
-def run(noise: str, seed: int, data: Any, chosen: Any) -> dict[str, Any]:
+class Setting(NamedTuple):
+    """How far, in how many steps, with how many epochs before and after each."""
+
+    build: Callable[[], nn.Module]
+    budget: topiarist.Budget
+    epochs: int
+    after: int
+    steps: int
+    kinds: tuple[str, ...]
+
+
+NETS = {
+    "LeNet-300-100": Setting(LeNet300100, topiarist.Budget(sparsity=0.95), 10, 4, 16, tuple(NOISE)),
+    "LeNet-5": Setting(LeNet5, topiarist.Budget(params=0.02), 6, 2, 12, ("none", "gaussian")),
+}
+
+
+def run(net: str, noise: str, seed: int, data: Any, chosen: Any) -> dict[str, Any]:
     """What is left of one net, and its error."""
-    num_noise, targets = NOISE[noise]
+    (num_noise, targets), setting = NOISE[noise], NETS[net]
     num_held = len(data.train.inputs) // 6
     held = Batches(data.train.inputs[-num_held:], data.train.targets[-num_held:], 500)
     batches = Batches(data.train.inputs[:-num_held], data.train.targets[:-num_held], 128, shuffle=True, seed=seed)
     torch.manual_seed(seed)
     result = topiarist.methods.noiseout(
-        LeNet300100(), data.example_inputs, num_noise=num_noise, targets=targets, drop=DROP, steps=STEPS,
-        schedule="exponential", budget=topiarist.Budget(sparsity=SPARSITY), data=batches, loss=F.cross_entropy,
-        recipe=recipe(1 if chosen.quick else EPOCHS, 0.05), each=recipe(AFTER, 0.02),
+        setting.build(), data.example_inputs, num_noise=num_noise, targets=targets, drop=DROP, steps=setting.steps,
+        schedule="exponential", budget=setting.budget, data=batches, loss=F.cross_entropy,
+        recipe=recipe(1 if chosen.quick else setting.epochs, 0.05), each=recipe(setting.after, 0.02),
         judge=partial(evaluate, data=held, loss=F.cross_entropy),
     )  # fmt: skip
     error = error_rate(result.model, data.test)
-    widths = [m.out_features for m in result.model.modules() if isinstance(m, nn.Linear)]
+    layers = [m for m in result.model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    widths = [len(layer.weight) for layer in layers]
     return {"error": error, "params": result.plan.achieved["params"], "widths": widths,
             "summary": f"{error:.2f} %, {result.plan.achieved['params']:.3f} of the parameters, {widths}"}  # fmt: skip
 
@@ -60,26 +78,30 @@ def main() -> None:
         data = load_data(chosen.folder, seed=seed)
         if chosen.quick:
             first(data, 3000, 1000)
-        for noise in NOISE:
-            table.run(f"{noise}/{seed}", lambda n=noise, s=seed, d=data: run(n, s, d, chosen))
+        for net, setting in NETS.items():
+            for noise in setting.kinds:
+                key = f"{net}/{noise}/{seed}"
+                table.run(key, lambda t=net, n=noise, s=seed, d=data: run(t, n, s, d, chosen))
     (chosen.out / "noiseout_mnist.md").write_text(render(table))
 
 
 def render(table: Table) -> str:
     """The table in Markdown, from the data alone."""
     rows = []
-    for noise in NOISE:
-        cells = [c for k, c in sorted(table.cells.items()) if k.startswith(f"{noise}/")]
-        widths = "; ".join("-".join(str(w) for w in c["widths"]) for c in cells)
-        rows.append([noise, mean_std([c["params"] for c in cells], 4), widths, mean_std([c["error"] for c in cells])])
+    for net, setting in NETS.items():
+        for noise in setting.kinds:
+            cells = [c for k, c in sorted(table.cells.items()) if k.startswith(f"{net}/{noise}/")]
+            widths = "; ".join("-".join(str(w) for w in c["widths"]) for c in cells)
+            left, error = mean_std([c["params"] for c in cells], 4), mean_std([c["error"] for c in cells])
+            rows.append([net, noise, left, widths, error])
     return "\n".join(
         [
             "# NoiseOut\n",
-            "LeNet-300-100 on MNIST, pairs of neurons merged while the accuracy on held-out images stays within half a "
-            "point: the part of the parameters that is left, the widths, and the test error in percentage points; mean "
-            "± sample standard deviation over seeds. Generated from `noiseout_mnist.json` by "
+            "MNIST, pairs of neurons and of feature maps merged while the accuracy on held-out images stays within "
+            "half a point: the part of the parameters that is left, the widths, and the test error in percentage "
+            "points; mean ± sample standard deviation over seeds. Generated from `noiseout_mnist.json` by "
             "`python bench/experiments/noiseout_mnist.py --data ../shared/data`.\n",
-            markdown(["noise outputs", "parameters left", "widths", "error"], rows),
+            markdown(["net", "noise outputs", "parameters left", "widths", "error"], rows),
         ]
     )
 
