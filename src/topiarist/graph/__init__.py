@@ -4,6 +4,7 @@ from topiarist.graph.axis import Axis, AxisGraph
 from topiarist.graph.groups import Axes, AxisInfo
 from topiarist.graph.rules import (
     contraction,
+    dispatch,
     indexing,
     norm,
     pointwise,
@@ -21,5 +22,5 @@ from topiarist.graph.trace import Trace
 __all__ = ["Axes", "Axis", "AxisGraph", "AxisInfo", "Trace", "rule", "trace"]
 
 _RULE_ROOMS = (  # importing them registers their rules
-    contraction, indexing, norm, pointwise, pool, recurrent, reduce, shape, spectral, windows,
+    contraction, dispatch, indexing, norm, pointwise, pool, recurrent, reduce, shape, spectral, windows,
 )  # fmt: skip

@@ -269,3 +269,27 @@ def _default_scale(trace: Trace, out: Tensor, query: Tensor, *args: Any, **kwarg
     if kwargs.get("scale") is None and len(args) < 6:  # 1/√d, of which the queries take one root, and the keys one
         for _ in range(2):
             trace.on_value(trace.axes_of(query)[-1])
+
+
+@_sizes_of(torch.Tensor.__eq__, torch.Tensor.eq, torch.eq, torch.Tensor.__ne__, torch.Tensor.ne, torch.ne)
+def _compared(trace: Trace, out: Tensor, tensor: Any, other: Any) -> None:
+    """Indices may be compared with how many there are, which none of them is."""
+    if not isinstance(other, Size):
+        return
+    ranges = trace.indices(tensor).ranges
+    if ranges is not None and ranges.size == plain(other):
+        trace.sized(other, ranges)
+    else:
+        trace.on_value(other.expression)
+
+
+@_sizes_of(torch.histc, torch.Tensor.histc, torch.bincount, torch.Tensor.bincount)
+def _counted(trace: Trace, out: Tensor, tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+    """As many bins as there are indices, the last of which is one less."""
+    hot = trace.picks.hot(out)
+    given = {**dict(zip(("bins", "min", "max"), args, strict=False)), **kwargs}
+    for name, size in given.items():
+        if isinstance(size, Size) and hot is None:
+            trace.on_value(size.expression)
+        elif isinstance(size, Size) and hot is not None:
+            trace.sized(size + 1 if name == "max" else size, hot.axis)

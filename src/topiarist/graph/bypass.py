@@ -1,20 +1,18 @@
-"""Modules that hand their first input on: what is left of a layer that is removed, and which layers can be.
+"""Modules that hand their inputs on: what is left of a layer that is removed.
 
-A *form* says what a module returned, so that its stand-in returns the same: ``"x"`` is a tensor, ``"(x,-)"`` a tuple of
-a tensor and a None, ``"[x]"`` a list.
+In the place of what it returned, `topiarist.graph.forms` says what.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from topiarist.errors import InputError, nearest
+from topiarist.graph.forms import check_form, hand_on
 
-_FORM = re.compile(r"x|\(x(,-)*\)|\[x(,-)*\]")
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -49,33 +47,6 @@ class Bypass(nn.Module):
         return self.form
 
 
-def check_form(form: str) -> str:
-    """The form, if it is one.
-
-    Raises:
-        InputError: it is none.
-    """
-    if not _FORM.fullmatch(form):
-        raise InputError(f"a bypass returns a form such as 'x' or '(x,-)', got {form!r}")
-    return form
-
-
-def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The first input of a call: the first argument, or where all have names, the first of those that is a tensor."""
-    if args:
-        return args[0] if isinstance(args[0], Tensor) else None
-    return next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
-
-
-def hand_on(form: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a bypass returns."""
-    x = first_tensor(args, kwargs)
-    if form == "x":
-        return x
-    items = [x, *([None] * form.count("-"))]
-    return tuple(items) if form[0] == "(" else items
-
-
 def identity(form: str) -> Callable[..., Any]:
     """A forward that hands its first input on."""
     check_form(form)
@@ -92,20 +63,6 @@ def identity_hook(form: str) -> Callable[..., Any]:
         return hand_on(form, args, kwargs)
 
     return replace
-
-
-def form_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any, shape: Callable[[Tensor], Any]) -> str:
-    """The form of ``out`` where its only tensor has the shape and dtype of the first input; else ""."""
-    x = first_tensor(args, kwargs)
-    items = list(out) if type(out) in (tuple, list) else [out]
-    if x is None or not items or not isinstance(items[0], Tensor) or any(item is not None for item in items[1:]):
-        return ""
-    if shape(items[0]) != shape(x) or items[0].dtype != x.dtype:
-        return ""
-    inside = ",".join(["x", *("-" for _ in items[1:])])
-    if isinstance(out, Tensor):
-        return "x"
-    return f"({inside})" if isinstance(out, tuple) else f"[{inside}]"
 
 
 def replace_module(model: nn.Module, name: str, make: Callable[[nn.Module], nn.Module]) -> None:

@@ -46,7 +46,8 @@ class AxisInfo:
     """One axis: its name (``"fc1.weight:0"``: tensor and dimension where it first lives), its size, the tensors it
     ties, the layer that carries it, and why it may not shrink (``pins``) or not exactly (``inexact``). ``step`` names
     the axes that shrink only together with it and how many indices of each go at a time; it is empty for an axis that
-    shrinks alone. ``minimum`` of such steps, or of single indices, must stay."""
+    shrinks alone. ``minimum`` of such steps, or of single indices, must stay. ``is_looped`` says that the model goes
+    through its indices one by one, and ``lists`` through the entries of which module lists."""
 
     name: str
     leaf: Axis
@@ -61,6 +62,7 @@ class AxisInfo:
     minimum: int = 1
     is_expert: bool = False
     lists: tuple[str, ...] = ()
+    is_looped: bool = False
 
 
 class Axes:
@@ -87,9 +89,10 @@ class Axes:
         self.training_error = training_error
         self.blueprint = blueprint
         self.moves: tuple[Move, ...] = ()
-        self.bypasses = {name: "".join(forms) for name, forms in trace.forms.items() if len(forms) == 1 and all(forms)}
+        self.bypasses, self.makers_beside = trace.handed.bypasses()
         self._carried = dict(trace.carried)
         self._lists = dict(trace.lists)
+        self._looped = {leaf for axis in trace.looped for leaf in self.graph.leaves(axis)}
         self._runs = dict(trace.runs)
         self.folds = tuple(dict.fromkeys(fold for folds in trace.folds.values() for fold in folds))
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
@@ -239,12 +242,12 @@ class Axes:
     def steps(self) -> list[tuple[Step, int]]:
         """What may go at a time: how many indices of which leaves together, and how often at most.
 
-        Not of axes with module lists: as many less modules run as indices go.
+        Not of axes whose indices run one by one: as much less runs as indices go.
         """
         found: dict[frozenset[str], tuple[Step, int]] = {}
         for axis in self.axes:
             step = [(self[name], num) for name, num in axis.step or ((axis.name, 1),)]
-            if not any(a.pins or a.lists for a, _ in step):
+            if not any(a.pins or a.is_looped for a, _ in step):
                 most = min(min((a.size - 1) // num, a.size // num - a.minimum) for a, num in step)
                 found.setdefault(frozenset(a.name for a, _ in step), ({a.leaf: num for a, num in step}, max(1, most)))
         return list(found.values())
@@ -423,7 +426,7 @@ class Axes:
                 tuple(leaf.pins), tuple(leaf.inexact), "head" in leaf.roles,
                 tuple((names[other], num) for other, num in step_of.get(leaf, {}).items() if other in names),
                 max(minimum.get(leaf, 1), self._least(leaf)), "expert" in leaf.roles and "head" not in leaf.roles,
-                self._lists.get(leaf, ()),
+                self._lists.get(leaf, ()), leaf in self._looped,
             )  # fmt: skip
 
     def side(self, name: str, dim: int) -> Literal["in", "out", ""]:
@@ -468,9 +471,12 @@ class Axes:
 
 
 def _priced(cost: Cost, measured: Callable[[Axis], int]) -> float:
-    """Multiply–accumulates of one entry of `Axes.costs`: of rows that go to one expert each, its share."""
-    whole = math.prod(map(measured, cost.axes))
-    return whole if cost.among is None else whole * cost.among[1] / measured(cost.among[0])
+    """Multiply–accumulates of one entry of `Axes.costs`: of rows that go to one expert each, its share; of what is
+    there for each expert, as much less as there are fewer."""
+    whole: float = math.prod(map(measured, cost.axes))
+    if cost.among is not None:
+        whole = whole * cost.among[1] / measured(cost.among[0])
+    return whole if cost.each is None else whole * measured(cost.each) / cost.each.size
 
 
 def _places(model: nn.Module) -> dict[str, list[str]]:

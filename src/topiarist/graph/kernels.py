@@ -92,10 +92,13 @@ _ANY_SHAPE = "any shape"
 def _key_of(func: Any) -> Callable[[Sequence[Any], Any], Key | None]:
     """What tells two calls of ``func`` apart.
 
-    Left alone are views, which share their storage, what returns other things than tensors, and what writes into
-    tensors, except operators that return the first operand with new values.
+    Left alone are views, which share their storage, what returns other things than tensors, searches, of which some
+    return values (`topiarist.graph.assumed`), and what writes into tensors, except operators that return the first
+    operand with new values.
     """
     schema, tags = func._schema, func.tags
+    if func is torch.ops.aten.nonzero.default:
+        return _nothing
     if torch.Tag.inplace in tags and torch.Tag.inplace_view not in tags and len(schema.returns) == 1:
         return _pointwise if torch.Tag.pointwise in tags else _in_place
     if schema.is_mutable or any(r.alias_info is not None or "Tensor" not in str(r.type) for r in schema.returns):

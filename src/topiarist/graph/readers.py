@@ -62,18 +62,21 @@ def _whereabouts(getter: Callable[[Tensor], bool]) -> Callable[[Trace, Tensor], 
 
 
 def _one_hot(trace: Trace, tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """Of the indices of an axis, and without values: that axis, zero at the indices that are not chosen."""
-    ranges = trace.indices(tensor).ranges
-    if ranges is None or not (tensor.is_meta or isinstance(tensor, FakeTensor)) or ranges.size != plain(num_classes):
+    """Of the indices of an axis, and without values: that axis, zero at the indices that are not chosen. Where there
+    are more classes, those behind are never chosen."""
+    ranges, num = trace.indices(tensor).ranges, plain(num_classes)
+    if ranges is None or not (tensor.is_meta or isinstance(tensor, FakeTensor)) or ranges.size > num:
         trace.pin_unsettled("its size is set outside of torch's functions")
         made = torch.nn.functional.one_hot(tensor, num_classes)
         trace.function(torch.nn.functional.one_hot, None, (tensor, num_classes), {}, made)
         return made
-    out = torch.empty((*tensor.shape, plain(num_classes)), dtype=torch.long, device=tensor.device)
-    trace.put(out, (*trace.indices(tensor).axes, ranges), [False] * tensor.dim() + [True])
-    trace.picks.put_one_hot(out, ranges)
+    rest = trace.pinned([num - ranges.size] if num > ranges.size else [], "its indices are never chosen")
+    over = trace.graph.sum([ranges, *rest])
+    out = torch.empty((*tensor.shape, num), dtype=torch.long, device=tensor.device)
+    trace.put(out, (*trace.indices(tensor).axes, over), [False] * tensor.dim() + [True])
+    trace.picks.put_one_hot(out, ranges, over)
     if isinstance(num_classes, Size):
-        trace.sized(num_classes, ranges)
+        trace.sized(num_classes, over)
     return out
 
 

@@ -39,6 +39,7 @@ from topiarist.inputs import call
 _PATIENCE = 60  # runs of one model
 _SHORT = 16  # entries of a tensor made of numbers in Python
 _SIZES = ("int", "SymInt", "Optional[int]", "Optional[SymInt]", "List[int]", "List[SymInt]", "Device", "bool")
+_COUNTS = (torch.ops.aten.histc.default, torch.ops.aten.bincount.default)  # of indices: the bins are sizes
 _CONSTANTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift.default)
 
 
@@ -100,6 +101,8 @@ def numbers_in(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tup
         >>> numbers_in(torch.ops.aten.sum.dim_IntList, (torch.ones(2), [0]), {})
         ()
     """
+    if func in _COUNTS:
+        return ()
     if func in _CONSTANTS:
         (tensor,) = args
         return tuple(tensor.flatten().tolist()) if tensor.device.type == "cpu" and tensor.numel() <= _SHORT else ()

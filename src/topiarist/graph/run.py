@@ -8,7 +8,7 @@ shares its parameters runs instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
-from topiarist.graph.assumed import Assuming, assumed, is_search
+from topiarist.graph.assumed import Assuming
 from topiarist.graph.blueprint import Blueprint, read
 from topiarist.graph.copies import UncopiedError, model_tensors, named_modules, structural_copy
 from topiarist.graph.folding import fold
@@ -70,7 +70,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         before, self.trace.is_inside = self.trace.is_inside, True
         try:
-            found = assumed(func, args, kwargs, self.trace.picks.is_pick) if is_search(func) else None
+            found = self.trace.searches(func, args, kwargs)
             out = self.trace.kernels(func, args, kwargs) if found is None else found
             _account(self.trace, func, args, kwargs, out)
         finally:
@@ -97,6 +97,7 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.trace.is_inside:  # scripted code hands its operators to the modes in turn
             return func(*args, **kwargs)
+        self.trace.uses(args, kwargs)
         reader = READERS.get(func)
         if reader is not None:
             return reader(self.trace, *args, **kwargs)
@@ -204,7 +205,8 @@ def _traced(
 
     if without_values is None:
         return collected()
-    steps = partial(_performing, state.skips_steps, bool(state.picks.axes))
+    searches = state.picks.hits if state.picks.axes else None
+    steps = partial(_performing, state.skips_steps, searches)
     stage = Stage(model, example_inputs, state.kernels if without_values is _on_meta else None, steps)
     excused: Collection[int] = ()
     if blueprint is None and not errors and state.values["evaluation"]:
@@ -213,9 +215,9 @@ def _traced(
 
 
 @contextmanager
-def _performing(skips_steps: bool, searches: bool) -> Iterator[None]:
+def _performing(skips_steps: bool, hits: Mapping[str, int] | None) -> Iterator[None]:
     """What a model runs inside of that has run inside of a trace."""
-    with WithoutSteps() if skips_steps else nullcontext(), Assuming() if searches else nullcontext():
+    with WithoutSteps() if skips_steps else nullcontext(), nullcontext() if hits is None else Assuming(hits):
         yield
 
 
@@ -319,7 +321,9 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
         stack.enter_context(_Functions(state))
         out = call(clone, inputs)
     state.pin_unsettled("its size is set outside of torch's functions")
-    for tensor in tensors_in(out):
+    returned = tensors_in(out)
+    state.uses(returned, {})
+    for tensor in returned:
         for axis in state[tensor].axes:
             state.graph.pin(axis, "it is a dimension of the model's output", "output")
 
@@ -340,8 +344,7 @@ def _followed(state: Trace, model: nn.Module) -> Iterator[None]:
         name = names.get(id(module))
         if name is None:
             return
-        if state.counting and not state.modes.is_training:
-            state.forms.setdefault(name, set()).add(state.form(args, kwargs, out))
+        state.returned(name, module, args, kwargs, out)
         while state.running and state.running.pop() != name:
             pass  # a module inside that raised, and whose error the model caught
         returned = tensors_in(out)

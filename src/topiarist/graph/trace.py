@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
+from topiarist.graph.assumed import Searches
 from topiarist.graph.axis import Axis, AxisGraph, nowhere
-from topiarist.graph.bypass import form_of
 from topiarist.graph.folds import Fold
+from topiarist.graph.handed import Handed
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
@@ -54,19 +55,22 @@ class Tracked(NamedTuple):
     is_uniform: bool = False
     pins: tuple[tuple[Axis, str], ...] = ()
     ranges: Axis | None = None  # the axis of which the values are indices, as a top-k's are
+    taken: tuple[Axis, int] | None = None  # the axis of a model's tensor of which this is a single index, and which
 
 
 @dataclass(frozen=True, eq=False)
 class Cost:
     """Multiply–accumulates: the product of the sizes of ``axes``; ``tensor`` is the weight that takes part, if any,
     ``matrix`` says which of its dimensions are which, and ``modules`` which modules ran, the outermost first. Where
-    each index of an axis has its share of what is counted, ``among`` names it and how many shares go round."""
+    each index of an axis has its share of what is counted, ``among`` names it and how many shares go round; where it is
+    counted for a single index of an axis, ``each`` names that."""
 
     axes: tuple[Axis, ...]
     tensor: str | None
     matrix: Matrix | None = None
     modules: tuple[str, ...] = ()
     among: tuple[Axis, int] | None = None
+    each: Axis | None = None
 
 
 class _Operator(NamedTuple):
@@ -102,7 +106,7 @@ class Trace:
         self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
         self.outputs: dict[str, list[Axis]] = {}  # module → axes of what it returns
         self.choices: list[tuple[Axis, int, Reason]] = []  # axes of which the best are chosen, and how many
-        self.forms: dict[str, set[str]] = {}  # module → forms of what it returned, see `form`
+        self.handed = Handed()  # what modules return, and who uses it
         self.carried: dict[str, Axis] = {}  # weight → the groups that it hands on one by one, as depthwise ones do
         self.used: set[str] = set()
         self.summed: dict[str, list[Axis]] = {}  # weight → axes of it that a product with activations sums over
@@ -118,8 +122,10 @@ class Trace:
         self.skips_steps = False  # those of recurrent functions, which are no operators to it
         self.kernels = Kernels()
         self.picks = Picks(self)
+        self.searches = Searches(self.picks.is_pick, self.picks.num_hit)
         self.runs: dict[Call, list[tuple[Axis, ...]]] = {}  # operators over axes → the axes of their first operands
         self.lists: dict[Axis, tuple[str, ...]] = {}  # experts → module lists of which the entries are these
+        self.looped: list[Axis] = []  # experts that run one by one
         self._known: dict[int, tuple[Tensor, Tracked]] = {}
         self._operators: dict[int, _Operator] = {}  # by id: torch hashes them in Python
         self._sharing: dict[int, list[Tensor]] = {}  # storage → tensors that look at it
@@ -144,6 +150,7 @@ class Trace:
     def put(
         self, tensor: Tensor, axes: Sequence[Axis], zero: Sequence[bool] | None = None, source: str | None = None,
         is_uniform: bool = False, pins: Sequence[tuple[Axis, str]] = (), ranges: Axis | None = None,
+        taken: tuple[Axis, int] | None = None,
     ) -> None:  # fmt: skip
         """Say what the axes of ``tensor`` are, and the rest of `Tracked`; ``zero`` defaults to True everywhere."""
         sizes = tuple([self.graph.find(axis).size for axis in axes])
@@ -152,12 +159,17 @@ class Trace:
         zeros = (True,) * len(sizes) if zero is None else tuple(zero)
         if id(tensor) not in self._known:
             self._sharing.setdefault(_storage(tensor), []).append(tensor)
-        self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source, is_uniform, tuple(pins), ranges))
+        self._known[id(tensor)] = (tensor, Tracked(tuple(axes), zeros, source, is_uniform, tuple(pins), ranges, taken))
 
     def indices(self, tensor: Tensor) -> Tracked:
         """What is known of a tensor of which the values are taken for nothing but indices."""
         entry = self._known.get(id(tensor))
         return self[tensor] if entry is None or entry[1].ranges is None else entry[1]
+
+    def taken(self, tensor: Tensor) -> tuple[Axis, int] | None:
+        """Of which axis of a model's tensor this is a single index, and which."""
+        entry = self._known.get(id(tensor))
+        return None if entry is None else entry[1].taken
 
     def looked_up(self, tensor: Tensor, dim: int, index: Tensor, reason: str) -> None:
         """Indices of a dimension are looked up by the values of ``index``: tied to what these range over, or pinned."""
@@ -191,16 +203,24 @@ class Trace:
                 self.graph.pin(axis, reason)
 
     def _decide_picks(self) -> None:
-        """Modules that deal with an index each are experts; where there are none, its indices are values."""
+        """Modules, or slices of weights, that deal with an index each are experts; where there are none, its indices
+        are values."""
         for axis, reason in self.picks.axes.items():
-            leaf = self.graph.find(axis)
-            lists = self.picks.lists(leaf) if leaf.form == "leaf" and not leaf.pins else ()
-            if not lists:
-                self.graph.pin(axis, reason)
+            whole = self.graph.find(axis)
+            stacks = self.picks.stacks(whole)
+            lists = self.picks.lists(whole) if whole.form == "leaf" and not whole.pins else ()
+            if not (lists or stacks):
+                self.graph.pin(whole, reason)
                 continue
-            self.lists[leaf] = lists
-            leaf.roles.add("expert")
-            self._tie_counts({path.rpartition(".")[0] for path in lists}, leaf)
+            for stack in stacks:
+                self.unify(stack, whole, "a choice")
+            whole = self.graph.find(axis)
+            self.looped.append(whole)
+            for leaf in self.graph.leaves(whole):
+                leaf.roles.add("expert")
+            if lists:
+                self.lists[whole] = lists
+            self._tie_counts({path.rpartition(".")[0] for path in lists}, whole)
 
     def _holders(self, leaf: Axis) -> set[str]:
         """The modules that hold stacks of weights along an axis."""
@@ -302,7 +322,9 @@ class Trace:
         """
         if self.counts:
             matrix = None if factor is None or source is None else self._matrix(source, *factor)
-            self.costs.append(Cost(axes, source, matrix, tuple(self.running), self.picks.share()))
+            taken = None if factor is None else self.taken(factor[0])
+            each = None if taken is None else taken[0]
+            self.costs.append(Cost(axes, source, matrix, tuple(self.running), self.picks.share(), each))
 
     def _matrix(self, source: str, view: Tensor, inner: int, outer: int) -> Matrix | None:
         """What two dimensions of a view, or of a rearranged copy, are in the model tensor ``source``."""
@@ -339,10 +361,14 @@ class Trace:
         sizes = [Size(self.graph.find(axis).size, axis, self) for axis in self.axes_of(tensor)]
         return torch.Size(sizes)
 
-    def form(self, args: Any, kwargs: Any, out: Any) -> str:
-        """In which form a module returned what could as well be its first input; see `topiarist.graph.bypass`."""
+    def returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        """A module has returned: note what could be left in its place; see `topiarist.graph.handed`."""
         with torch._C.DisableTorchFunction():  # looking at it is no part of the model
-            return form_of(args, kwargs, out, lambda tensor: tuple(tensor.shape))
+            self.handed.returned(name, module, args, kwargs, out, self.counts)
+
+    def uses(self, args: Any, kwargs: Any) -> None:
+        """These tensors are used at the moment."""
+        self.handed.used((*args, *kwargs.values()), self.running[-1] if self.running else "")
 
     def known_of(self, out: Any) -> list[Tracked] | None:
         """What is known of what a module returned, a tensor or a tuple or list of some; None of anything else."""
@@ -356,9 +382,7 @@ class Trace:
         if before is None or after is None or len(before) != len(after):
             return False
         return all(
-            len(a.axes) == len(b.axes)
-            and all(map(self._are_alike, a.axes, b.axes, a.zero, b.zero))
-            and (a.source, a.is_uniform, a.pins, a.ranges) == (b.source, b.is_uniform, b.pins, b.ranges)
+            len(a.axes) == len(b.axes) and all(map(self._are_alike, a.axes, b.axes, a.zero, b.zero)) and a[2:] == b[2:]
             for a, b in zip(before, after, strict=True)
         )
 
@@ -400,6 +424,7 @@ class Trace:
         self._known = {key: entry for key, entry in self._known.items() if key in own}
         self._sharing.clear()
         self.picks.forget()
+        self.handed.forget()
         for tensor, _ in self._known.values():
             self._sharing.setdefault(_storage(tensor), []).append(tensor)
         evict(without_values)
@@ -429,12 +454,15 @@ class Trace:
     def operator(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Let the rule of ``func`` speak, or pin everything where there is none."""
         self._place = None
+        self.uses(args, kwargs)
         outputs = _tensors_of(out)
         spoken = self._operators.get(id(func)) or self._operator(func)
         if spoken.is_noted and self.counts:
             call = str(spoken.packet.__name__), *self.here()
             self.runs.setdefault(call, []).append(self.axes_of(args[0]))
         if not outputs:  # a number, and whoever asks for it reads what it is of
+            if isinstance(out, torch.device) or (args and self.searches.is_found(args[0])):
+                return
             for tensor in (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)):
                 self[tensor]
             return
@@ -443,18 +471,15 @@ class Trace:
         found, failure = spoken.rule, None
         if found is not None:
             try:
+                with self._as_indices(self._looked_at(spoken, args, kwargs)):
+                    found(self, out, *args, **kwargs)
                 if spoken.keeps_values:
-                    with self._as_indices(args[:1]):
-                        found(self, out, *args, **kwargs)
                     self._hand_ranges_on(args, outputs)
-                else:
-                    with self._as_indices(args[:1] if self.picks.compares(spoken.packet, args) else ()):
-                        found(self, out, *args, **kwargs)
             except Exception as error:  # a rule that does not hold here is no rule: pinned, never wrong
                 failure = error
         if found is None or failure is not None:
             self._pin_unruled(func, args, kwargs, out, failure)
-        if self.picks.has_lists:
+        if self.picks.are_followed:
             self.picks.follow(spoken.packet, args, kwargs, outputs)
         if spoken.writes:
             self._written(outputs)
@@ -466,10 +491,17 @@ class Trace:
         self._operators[id(func)] = made
         return made
 
+    def _looked_at(self, spoken: _Operator, args: Sequence[Any], kwargs: Any) -> Sequence[Any]:
+        """The operands of which an operator uses neither that they are indices nor that they are single ones."""
+        if spoken.keeps_values or self.picks.compares(spoken.packet, args):
+            return args[:1]
+        return self.picks.dealt_with(args, kwargs)
+
     def _as_indices(self, tensors: Sequence[Any]) -> AbstractContextManager[None]:
-        """Inside the ``with``, to look at these tensors is no use of their values, where they are indices."""
+        """Inside the ``with``, to look at these tensors is no use of their values, where they are indices, and no use
+        of a single index, where they are one."""
         entries = [self._known.get(id(t)) for t in tensors]
-        indices = [entry for entry in entries if entry is not None and entry[1].ranges is not None]
+        indices = [e for e in entries if e is not None and (e[1].ranges is not None or e[1].taken is not None)]
         return self._without_pins(indices) if indices else _AS_IT_IS
 
     @contextmanager
@@ -483,11 +515,16 @@ class Trace:
 
     def _hand_ranges_on(self, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         entry = self._known.get(id(args[0])) if args else None
-        if entry is None or entry[1].ranges is None:
+        if entry is None or (entry[1].ranges is None and entry[1].taken is None):
             return
         for tensor in outputs:
-            made = self._known[id(tensor)][1]
-            self._known[id(tensor)] = (tensor, made._replace(pins=entry[1].pins, ranges=entry[1].ranges))
+            made, given = self._known[id(tensor)][1], entry[1]
+            if given.ranges is not None:
+                made = made._replace(pins=given.pins, ranges=given.ranges)
+            else:  # a single index of a single index is of two axes, which nothing can tie to one choice
+                taken = given.taken if made.taken is None else None
+                made = made._replace(pins=(*given.pins, *made.pins), taken=taken)
+            self._known[id(tensor)] = (tensor, made)
 
     def _pin_unruled(self, func: Any, args: Any, kwargs: Any, out: Any, failure: Exception | None) -> None:
         """Pin what an operator touches that has no rule, or whose rule has failed."""

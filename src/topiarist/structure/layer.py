@@ -1,7 +1,8 @@
 """Structure ``layer``: depth. A whole module goes and its first input is handed on (Men et al. 2024; Veit et al. 2016).
 
 Residual networks are ensembles of paths: a block without its branch is the identity, so that blocks can leave a trained
-network one by one. What can go is seen, not declared: a module whose output has the shape of its first input.
+network one by one. What can go is seen, not declared: a module whose output has the shape of its first input, and that
+makes nothing beside on which others rely (`topiarist.graph.handed`).
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ _CONTAINERS = {kind.__name__ for kind in (nn.Sequential, nn.ModuleList, nn.Modul
 class Layer:
     """One unit a module; of each class one at least stays.
 
-    Candidates return a tensor of the shape and dtype of their first input (alone, or first in a tuple of which the rest
-    is None), multiply by a weight, and are of a class with two or more such modules. No candidate lies in another: the
-    outermost are taken, and nothing inside a module of a class that has candidates (a block that changes the shape
-    stays whole). Containers do not count, and single layers, without modules inside, only where there are no larger
-    ones. Where layers hold their own number, as those with a cache do, the first stays: the cache counts its tokens
-    there. The score of a layer is the criterion's over all of its parameters.
+    Candidates return a tensor of the shape and dtype of their first input, alone or first in a tuple, list or dict of
+    which the rest can be handed on (`topiarist.graph.handed`): inputs passed through, a state that they are given in
+    one place and return in another, and what nobody uses. They multiply by a weight, and are of a class with two or
+    more such modules. No candidate lies in another: the outermost are taken, and nothing inside a module of a class
+    that has candidates (a block that changes the shape stays whole). Containers do not count, and single layers,
+    without modules inside, only where there are no larger ones. `staying` says of others why they stay. The score of a
+    layer is the criterion's over all of its parameters.
     """
 
     is_physical: ClassVar[bool] = True
@@ -45,15 +47,18 @@ class Layer:
         for pattern in keep:
             if not fnmatch.filter(axes.modules, pattern):
                 raise InputError(f"keep={pattern!r} matches no module ({nearest(pattern, axes.modules)})")
+        stay = staying(axes)
         by_class: dict[str, list[str]] = defaultdict(list)
         for name in candidates(axes):
-            if not any(fnmatch.fnmatch(name, pattern) for pattern in keep):
+            if name not in stay and not any(fnmatch.fnmatch(name, pattern) for pattern in keep):
                 by_class[axes.modules[name]].append(name)
-        found = [_units(axes, kind, left) for kind, names in by_class.items() if (left := _without_first(axes, names))]
+        least = dict.fromkeys((axes.modules[name] for name in stay), 0)  # of these one stays in any case
+        found = [_units(axes, kind, names, least.get(kind, 1)) for kind, names in by_class.items()]
         if not found:
+            others = "; ".join(f"{name} stays: {why}" for name, why in stay.items())
             raise InputError(
                 "the model has no layer that may go: none that is of a class with two or more, multiplies by a weight, "
-                "and returns the shape of its first input; try structure='channel'"
+                f"and returns the shape of its first input; try structure='channel'{others and f' ({others})'}"
             )
         return found
 
@@ -71,9 +76,28 @@ class Layer:
 
 def candidates(axes: Axes) -> list[str]:
     """The modules that may go, in the order of the model; none lies in another."""
+    return [name for name in _alike(axes) if name not in axes.makers_beside]
+
+
+def staying(axes: Axes) -> dict[str, str]:
+    """Layers that stay though others of their class may go, and why."""
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for name in candidates(axes):
+        by_class[axes.modules[name]].append(name)
+    found = {name: axes.makers_beside[name] for name in _alike(axes) if name in axes.makers_beside}
+    firsts = (name for names in by_class.values() for name in _first_numbered(axes, names))
+    return {
+        **dict.fromkeys(firsts, "layers hold their own number, and a cache counts its tokens in the first"),
+        **found,
+    }
+
+
+def _alike(axes: Axes) -> list[str]:
+    """The outermost modules that could go, were it not for what some of them make beside."""
     busy = {name for cost in axes.costs if cost.tensor is not None for name in cost.modules}
-    able = {n for n in axes.bypasses if n and n in busy and axes.modules[n] not in _CONTAINERS}
-    classes = {axes.modules[name] for name in able}
+    seen = (*axes.bypasses, *axes.makers_beside)
+    able = {n for n in seen if n and n in busy and axes.modules[n] not in _CONTAINERS}
+    classes = {axes.modules[name] for name in able if name in axes.bypasses}
     while True:
         found = [name for name in _outermost(axes.modules, classes) if name in able]
         single = {kind for kind, num in Counter(axes.modules[name] for name in found).items() if num == 1}
@@ -93,17 +117,16 @@ def _outermost(modules: Mapping[str, str], classes: set[str]) -> list[str]:
     return found
 
 
-def _without_first(axes: Axes, names: Sequence[str]) -> list[str]:
-    """The same without place 0 where every layer holds its own place in an integer, as those with a cache do: the cache
-    counts its tokens in the first."""
+def _first_numbered(axes: Axes, names: Sequence[str]) -> list[str]:
+    """The layer at place 0 where every one holds its own place in an integer, as those with a cache do."""
     places = {name: int(last) for name in names if (last := name.rpartition(".")[2]).isdigit()}
     held = [
         {path.removeprefix(f"{name}.") for path, value in axes.integers.items()
          if path.startswith(f"{name}.") and value == place}
         for name, place in places.items()
     ]  # fmt: skip
-    numbered = len(held) == len(names) > 1 and bool(set.intersection(*held))
-    return [name for name in names if not (numbered and places[name] == 0)]
+    numbered = len(held) == len(names) and len({*places.values()}) > 1 and bool(set.intersection(*held))
+    return [name for name in names if numbered and places[name] == 0]
 
 
 def gone(units: Sequence[Units], removed: Mapping[str, Tensor]) -> list[str]:
@@ -112,11 +135,11 @@ def gone(units: Sequence[Units], removed: Mapping[str, Tensor]) -> list[str]:
     return [each.modules[i] for each in named for i in removed[each.name].nonzero().flatten().tolist()]
 
 
-def _units(axes: Axes, kind: str, names: Sequence[str]) -> Units:
+def _units(axes: Axes, kind: str, names: Sequence[str], least: int) -> Units:
     members = tuple(
         Member(tensor, None, torch.tensor(i))
         for i, name in enumerate(names)
         for tensor, info in axes.tensors.items()
         if info.kind == "parameter" and tensor.startswith(f"{name}.")
     )
-    return Units(kind, len(names), members, names[0].rpartition(".")[0], kind, minimum=1, modules=tuple(names))
+    return Units(kind, len(names), members, names[0].rpartition(".")[0], kind, minimum=least, modules=tuple(names))

@@ -34,7 +34,8 @@ def _addmm(trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: A
 
 
 @rule(aten.bmm)
-def _bmm(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
+def bmm(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
+    """A matrix product for each index of a batch."""
     k = trace.contract((a, 2), (b, 1), "bmm")
     left, right = trace[a], trace[b]
     batch = trace.unify(left.axes[0], right.axes[0], "bmm")
@@ -46,25 +47,9 @@ def _bmm(trace: Trace, out: Tensor, a: Tensor, b: Tensor) -> None:
     trace.put(out, (batch, left.axes[1], right.axes[2]), zeros)
 
 
-@rule(*named("_grouped_mm"))
-def _grouped_mm(trace: Trace, out: Tensor, a: Tensor, b: Tensor, offs: Tensor | None = None, *_: Any) -> None:
-    """Rows of ``a``, in groups that end at ``offs``, each times its own matrix of ``b``: experts and their tokens."""
-    if offs is None:
-        _bmm(trace, out, a, b)
-        return
-    if (a.dim(), b.dim()) != (2, 3):
-        raise NotImplementedError(f"groups of {a.dim()} by {b.dim()} dimensions")
-    k = trace.contract((a, 1), (b, 1), "grouped mm")
-    left, right = trace[a], trace[b]
-    trace.pin(left.axes[0], "its indices are in groups", "groups")
-    trace.pin(trace.unify(right.axes[0], trace[offs].axes[0], "grouped mm"), "it counts the groups of rows", "groups")
-    trace.cost(left.axes[0], k, right.axes[2], source=right.source, factor=(b, 1, 2))
-    trace.put(out, (left.axes[0], right.axes[2]), (left.zero[0], right.zero[2]))
-
-
 @rule(aten.baddbmm)
 def _baddbmm(trace: Trace, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **_: Any) -> None:
-    _bmm(trace, out, a, b)
+    bmm(trace, out, a, b)
     pointwise(trace, out, (out, bias), "baddbmm", "all")
 
 

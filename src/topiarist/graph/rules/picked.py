@@ -103,6 +103,11 @@ def summed(x: Tensor, out: Tensor) -> int:
     return x.numel() // max(1, out.numel())
 
 
+def is_positive(packet: Any, args: Sequence[Any]) -> bool:
+    """Whether an operator asks where something is not zero, or more."""
+    return packet in _COMPARISONS and _is_zero(args[1])
+
+
 def _of_rows(use: Use, pick: Pick, rows: Axis) -> Pick:
     """What has no rows stays so, whatever the operator, as long as it has them; their sum is zero."""
     if use.packet in _JOINS and not use.all_picks:
@@ -128,7 +133,7 @@ def _of_zeros(use: Use, pick: Pick) -> Pick | None:
         return pick._replace(times=pick.times * summed(use.args[0], use.outputs[0]))
     if packet in _PRODUCTS or (packet in _JOINS and use.all_picks):
         return pick
-    if packet in _COMPARISONS and first and _is_zero(use.args[1]):
+    if first and is_positive(packet, use.args):
         return pick
     if packet is aten.where and use.is_pick(use.args[0]):
         other = use.args[2]

@@ -66,17 +66,19 @@ def _norm(trace: Trace, out: Tensor, x: Tensor, p: Any = 2, dims: Any = None, *a
 
 
 @rule(*named(
-        "_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum", "cumprod",
+        "_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumprod",
         "logcumsumexp", "softmax_",
     )
 )  # fmt: skip
-def _along(trace: Trace, out: Tensor, x: Tensor, dim: int, *args: Any, **kwargs: Any) -> None:
+def running(trace: Trace, out: Tensor, x: Tensor, dim: int, *args: Any, **kwargs: Any) -> None:
+    """A softmax, or a sum that runs: every index tells on others."""
     tracked = trace[x]
     trace.inexact(tracked.axes[dim], "a softmax or running sum")
     trace.put(out, tracked.axes, [False] * out.dim())
 
 
-def _rank(trace: Trace, out: Sequence[Tensor], x: Tensor, dim: int) -> None:
+def ranked(trace: Trace, out: Sequence[Tensor], x: Tensor, dim: int) -> None:
+    """Values are ranked along a dimension, which stays whole."""
     axes = list(trace[x].axes)
     if axes:
         trace.pin(axes[dim], "its values are ranked")
@@ -91,7 +93,7 @@ def _rank(trace: Trace, out: Sequence[Tensor], x: Tensor, dim: int) -> None:
 
 @rule(aten.kthvalue)
 def _chosen_by_rank(trace: Trace, out: Any, x: Tensor, k: int, dim: int = -1, *args: Any, **kwargs: Any) -> None:
-    _rank(trace, out, x, dim)
+    ranked(trace, out, x, dim)
 
 
 @rule(aten.topk)
@@ -99,7 +101,7 @@ def _topk(trace: Trace, out: Any, x: Tensor, k: int, dim: int = -1, *args: Any, 
     """The best of an axis and their places: indices of that axis, for whoever looks something up by them."""
     axes = list(trace[x].axes)
     if not axes:
-        _rank(trace, out, x, dim)
+        ranked(trace, out, x, dim)
         return
     over = axes[dim]
     trace.ranked(over, k, "a top-k")
@@ -108,19 +110,24 @@ def _topk(trace: Trace, out: Any, x: Tensor, k: int, dim: int = -1, *args: Any, 
     trace.put(out[1], axes, [False] * len(axes), pins=[(over, "its indices become values")], ranges=over)
 
 
-@rule(aten.sort)
-def _sort(trace: Trace, out: Any, x: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> None:
-    _rank(trace, out, x, dim)
-
-
 @rule(*named(
-        "histc", "bincount", "unique_dim", "_unique", "_unique2", "unique_consecutive", "unique_dim_consecutive",
-        "nonzero", "masked_select", "argwhere",
+        "unique_dim", "_unique", "_unique2", "unique_consecutive", "unique_dim_consecutive",
+        "masked_select", "argwhere",
     )
 )  # fmt: skip
-def _counted(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
+def counted(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> None:
     """What depends on every value there is: nothing of it can go."""
     reason = "its values are counted or searched"
     trace.pin_all((t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)), reason)
     for tensor in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
         trace.put(tensor, trace.pinned(tensor.shape, reason))
+
+
+@rule(aten.nonzero)
+def _nonzero(trace: Trace, out: Tensor, x: Tensor) -> None:
+    """Where something is; of an axis of which some indices are chosen, which of them are."""
+    hit = trace.picks.hit(x)
+    if hit is None:
+        counted(trace, out, x)
+    else:
+        trace.put(out, (hit, trace.graph.one), [False] * 2, pins=[(hit, "its indices become values")], ranges=hit)

@@ -154,7 +154,8 @@ def _select(trace: Trace, out: Tensor, tensor: Tensor, dim: int, index: int) -> 
     pins = [] if tracked.is_uniform else [(tracked.axes[dim], "a single index of it is taken")]
     kept = [d for d in range(tensor.dim()) if d != dim]
     axes, zeros = [tracked.axes[d] for d in kept], [tracked.zero[d] for d in kept]
-    trace.put(out, axes, zeros, tracked.source, tracked.is_uniform, pins)
+    taken = (tracked.axes[dim], index % tensor.shape[dim]) if pins and tracked.source is not None else None
+    trace.put(out, axes, zeros, tracked.source, tracked.is_uniform, pins, taken=taken)
 
 
 @rule(aten.unbind, aten.unbind_copy)

@@ -4,9 +4,17 @@
 every parameter and statistic away from its usual start (a bias of zero or a variance of one hides mistakes).
 """
 
-from topiarist.testing.zoo import attention, convolution, gates, signals, sizes, tensors
+from topiarist.testing.zoo import attention, convolution, gates, layers, signals, sizes, tensors
 from topiarist.testing.zoo.base import ZOO, Entry, Factory, Net, build, net, x
 
 __all__ = ["ZOO", "Entry", "Factory", "Net", "build", "net", "x"]
 
-_THEMES = (attention, convolution, gates, signals, sizes, tensors)  # importing them puts their networks into `ZOO`
+_THEMES = (
+    attention,
+    convolution,
+    gates,
+    layers,
+    signals,
+    sizes,
+    tensors,
+)  # importing them puts their networks into `ZOO`
