@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from topiarist.asked import require_module
 from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
@@ -154,8 +155,11 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
         >>> trace(net, torch.zeros(1, 4)).free
         ['0.weight:0']
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"trace takes a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            f"{type(model).__name__} is code that torch.jit has fixed; pass the module that it was made of"
+        )
     as_arguments(example_inputs)  # refuses what is no arguments
     held = list(model_tensors(model))
     lazy = [name for name, tensor, _ in held if torch.nn.parameter.is_lazy(tensor)]

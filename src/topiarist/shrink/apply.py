@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from topiarist.asked import require, require_module
 from topiarist.errors import InputError, ShrinkError
 from topiarist.graph import attributes
 from topiarist.graph.bypass import Bypass, replace_module
@@ -48,6 +49,8 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
           (2): Linear(in_features=2, out_features=1, bias=True)
         )
     """
+    require_module(model)
+    require(plan, Plan, "a plan is a Plan", "what topiarist.plan returns: shrink(model, plan, example_inputs)")
     if plan.structure == "weight" or plan.zeroed:
         what = "single weights" if plan.structure == "weight" else f"units of {plan.structure!r}"
         raise InputError(f"{what} leave shapes as they are: use topiarist.mask, or a structure such as 'channel'")
