@@ -129,7 +129,14 @@ def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...], known: dict[tuple
         if key not in known:
             known[key] = (~piece.removed).nonzero().flatten().to(small.device)
         small = small.index_select(piece.dim, known[key])
-    return small
+    return small if tensor.is_contiguous() else _laid_out(small, tensor)
+
+
+def _laid_out(small: Tensor, like: Tensor) -> Tensor:
+    """``small`` with its dimensions in the order in which ``like`` has them in memory: channels last stay last."""
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda dim: -strides[dim])
+    return small.permute(order).contiguous().permute([order.index(dim) for dim in range(like.dim())])
 
 
 def check_runs(model: nn.Module, example_inputs: Any, original: nn.Module) -> None:
