@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.prune import random_unstructured
 
 import topiarist
 from topiarist import Budget
@@ -361,6 +362,60 @@ def test_recovery_with_what_is_no_loss(told):
     told = {"budget": HALF, "data": [(inputs, torch.zeros(len(inputs)))], "recover": "fine-tune", **told}
     message = "a loss is a function|one number"
     refused(model, inputs, InputError, message, lambda: topiarist.prune(model, inputs, **told))
+
+
+@pytest.mark.parametrize("what", ["other options", "another model"])
+def test_a_folder_of_another_run_says_what_is_other(tmp_path, what):
+    model, inputs = build("mlp")
+    topiarist.prune(model, inputs, budget=HALF, folder=tmp_path)
+    budget, message = HALF, "of another model, or other weights"
+    if what == "other options":
+        budget = Budget(sparsity=0.25)
+        message = r"of other options \(budget: Budget\(sparsity=0\.5\).* there, Budget\(sparsity=0\.25\).* now\)"
+    else:
+        model[0].weight.data.add_(1)
+    with pytest.raises(InputError, match=message):
+        topiarist.prune(model, inputs, budget=budget, folder=tmp_path)
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    model, inputs = build("mlp")
+    (tmp_path / "run").write_text("mine")
+    told = {"budget": HALF, "folder": tmp_path / "run"}
+    refused(model, inputs, InputError, "kept in a folder", lambda: topiarist.prune(model, inputs, **told))
+
+
+def test_a_network_for_a_method_of_trees():
+    model, inputs = build("mlp")
+    data = [(inputs, torch.zeros(len(inputs), dtype=torch.long))]
+    for prune in (topiarist.methods.cost_complexity, topiarist.methods.reduced_error):
+        with pytest.raises(InputError, match=r"prunes a topiarist\.models\.DecisionTree, got Sequential"):
+            prune(model, inputs, data=data)
+
+
+def masked_by_torch():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    random_unstructured(model[0], "weight", amount=0.25)
+    return model
+
+
+def normed_by_a_hook():
+    return nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 5))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
+@pytest.mark.parametrize("make", [masked_by_torch, normed_by_a_hook])
+def test_a_weight_that_holds_the_graph_which_computed_it(make):
+    """It cannot be copied; once the model has run without gradients, it can."""
+    model, inputs = make(), torch.randn(3, 6)
+    for structure in STRUCTURES:
+        with pytest.raises(InputError, match=r"0\.weight holds the graph .* run the model once inside torch\.no_grad"):
+            topiarist.prune(model, inputs, structure=structure, budget=HALF)
+    with torch.no_grad():
+        model(inputs)
+    result = topiarist.prune(model, inputs, structure="channel", budget=HALF)
+    assert result.model[2].in_features == 4
+    assert result.verification.passed
 
 
 # ----------------------------------------------------------------------------------------------------- example inputs

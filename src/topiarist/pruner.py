@@ -91,11 +91,11 @@ class Pruner:
         model = getattr(model, "_orig_mod", model)
         found = structures.resolve(structure, round_to, model)
         planner = Planner.of(model, example_inputs, found, keep, uniform)
-        self._planner = sound_planner(planner, example_inputs)
+        self._planner, self._budget = sound_planner(planner, example_inputs).timed(budget)
         self._saliency = self._planner.criterion(saliency)
         self._allocation = self._planner.allocation(allocation, self._saliency, data, loss)
         self._schedule = schedules.resolve(schedule)
-        self._budget, self._data, self._loss = budget, data, loss
+        self._data, self._loss = data, loss
         self._begin, self._every, self._num_updates = begin, every, (end - begin) // every
         self._allow_regrow = allow_regrow
         self._step = 0

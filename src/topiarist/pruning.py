@@ -19,7 +19,7 @@ from topiarist.allocation.base import needs_scores, share
 from topiarist.allocation.least import MinUnits
 from topiarist.asked import named_numbers, whole_number
 from topiarist.errors import InputError, ShrinkError
-from topiarist.journal import Journal, Progress
+from topiarist.journal import Journal, Progress, made_folder
 from topiarist.mask import mask, unmask
 from topiarist.mask.attach import active_plan, reapply
 from topiarist.plan import Budget, Plan, Units
@@ -124,15 +124,14 @@ def prune(
         >>> result.model[0].out_features, result.verification.passed
         (4, True)
     """
+    folder = made_folder(folder)
     planner = sound_planner(
         Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform, min_units),
         example_inputs,
     )
     criterion = planner.criterion(saliency)
     described = repr(budget)
-    if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    planner, budget = planner.timed(budget, None if folder is None else Path(folder) / TIMES, _timing(on_step))
+    planner, budget = planner.timed(budget, None if folder is None else folder / TIMES, _timing(on_step))
     run = _Run(
         planner=planner,
         saliency=criterion,
@@ -161,7 +160,7 @@ def finished(planner: Planner, work: nn.Module, progress: Progress, example_inpu
         none = {u.name: torch.zeros(u.num, dtype=torch.bool) for u in planner.units}
         plan = planner.make(none, achieved=planner.price(none))
     if planner.structure.is_physical:
-        unmask(work, restore=False)
+        unmask(work, restore=not plan.bases)  # what has no value at zero, as a weight norm, is proved where it has one
         small = shrink(work, plan, example_inputs)
         checked = verify(work, small, plan, example_inputs)
         if not checked.passed:

@@ -165,6 +165,12 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
     lazy = [name for name, tensor, _ in held if torch.nn.parameter.is_lazy(tensor)]
     if lazy:
         raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
+    computed = [name for name, tensor, _ in held if not tensor.is_leaf]
+    if computed:  # as the older weight norm and masks of torch.nn.utils leave it
+        raise InputError(
+            f"{computed[0]} holds the graph that computed it, which copy.deepcopy(model) refuses; topiarist works on a "
+            "copy: run the model once inside torch.no_grad(), after which it holds a plain tensor"
+        )
     with collector_paused():
         return _traced(model, example_inputs, held, None if uniform is None else read(model, uniform))
 

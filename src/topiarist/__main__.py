@@ -1,0 +1,5 @@
+"""`python -m topiarist`: the command line."""
+
+from topiarist.cli import main
+
+main()
