@@ -212,3 +212,11 @@ def test_scores_carry_no_graph():
 
 def test_check_finite_passes_what_is_finite():
     check_finite({"a": torch.empty(0), "b": torch.tensor([-1.0, 65504.0], dtype=torch.float16)}, "weights")
+
+
+def test_check_finite_looks_again_where_a_sum_overflows():
+    most = torch.finfo(torch.float32).max
+    check_finite({"a": torch.tensor([most, most])}, "weights")
+    for bad in ([most, most, math.nan], [math.inf, -math.inf], [-math.inf, 1.0]):
+        with pytest.raises(InputError, match="must be finite"):
+            check_finite({"a": torch.tensor(bad)}, "weights")

@@ -17,7 +17,7 @@ and backward in both modes, verified (mask ≡ shrink in float64, relative error
 and loaded into a fresh instance with the same output; and a cut shifted by one index must fail the proof. No hints,
 no code for any model or library. Those of transformers are tiny, random, and called without a cache
 (`zoo/transformers_configs.py`). Rows are of the revision at which each model was examined; CI repeats a fixed tenth of
-them. Generated from `zoo/results/` by `zoo/run.py`.
+those that took less than five seconds. Generated from `zoo/results/` by `zoo/run.py`.
 """
 
 

@@ -58,7 +58,8 @@ def is_known(reason: Reason, fills: Fills) -> bool:
 def never_chosen(model: nn.Module, fills: Fills) -> Iterator[None]:
     """Inside the ``with``, ``model`` runs as if it had only the experts that stay."""
     running: list[str] = []
-    names = {id(module): name for name, module in named_modules(model)}
+    modules = named_modules(model)
+    names = {id(module): name for name, module in modules}
 
     def enter(module: nn.Module, args: Any) -> None:
         running.append(names[id(module)])
@@ -66,9 +67,8 @@ def never_chosen(model: nn.Module, fills: Fills) -> Iterator[None]:
     def leave(module: nn.Module, args: Any, out: Any) -> None:
         running.pop()
 
-    modules = [module for _, module in named_modules(model)]
-    handles = [module.register_forward_pre_hook(enter) for module in modules]
-    handles += [module.register_forward_hook(leave, always_call=True) for module in modules]
+    handles = [module.register_forward_pre_hook(enter) for _, module in modules]
+    handles += [module.register_forward_hook(leave, always_call=True) for _, module in modules]
     try:
         with _Unchosen(running, fills):
             yield

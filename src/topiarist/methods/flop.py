@@ -55,8 +55,9 @@ def flop(
     t that which makes the model as large as the budget says (a ``sparsity`` is t itself), reached after the part
     ``warm_up`` of the training. Adam with ``lr`` for the weights, ``gate_lr`` for the gates, ``multiplier_lr`` for λ;
     ``drop`` is P(s < ½) of a gate at first. In the end the components that are least likely needed go until the budget
-    is met; those left are folded with their soft gates, and each weight becomes two layers. The curve's
-    ``expected_sparsity`` is ŝ, ``min_rank`` the least rank that is left.
+    is met; those left are folded with their soft gates, and each weight becomes two layers. Other options are those of
+    `topiarist.prune`: ``recover`` trains what is left without gates. The curve's ``expected_sparsity`` is ŝ,
+    ``min_rank`` the least rank that is left.
 
     Raises:
         InputError: the budget is not one of sparsity, compression, params or macs, or no layer has a rank that pays.
@@ -74,7 +75,8 @@ def flop(
     factors.fold(kept)
     for ignored in ("checkpoints", "folder", "recipe"):  # the model's own training is not gone back to
         options.pop(ignored, None)
-    result = prune(work, example_inputs, structure="rank", allocation=_Left(kept), keep=keep, **options)
+    told = {"data": data, "loss": loss, **options}
+    result = prune(work, example_inputs, structure="rank", allocation=_Left(kept), keep=keep, **told)
     return finished(
         result, result.model, rows, lambda small: {**found, **(evaluate(small) if evaluate else {})}, on_step
     )

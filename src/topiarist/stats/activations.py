@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from topiarist.plan import Units
 from topiarist.stats.collect import OnStep, collect
+from topiarist.stats.patch_gram import gram
 from topiarist.stats.statistic import Statistic, Subject
 from topiarist.stats.uses import Use
 
@@ -60,7 +61,7 @@ class Moments:
         scratch = x - near
         squares = _sums(scratch.square_()) - (mean - near[:, 0].double()).square() * num
         magnitude = _sums(torch.abs(x, out=scratch)) / num
-        zeros = num - _sums(torch.sign(x, out=scratch).abs_()).long()
+        zeros = num - _sums(scratch.sign_()).long()
         mean, squares, magnitude, zeros = (t.view(groups, -1) for t in (mean, squares.clamp_(min=0), magnitude, zeros))
         apart = mean - self.mean
         self._squares = self._squares + squares + apart.square() * (self.count * num / total)
@@ -107,10 +108,10 @@ class Gram:
 
     def add(self, use: Use) -> None:
         """Take in the rows of one use."""
-        rows = use.rows().double().movedim(1, 0)  # (groups, rows, inputs)
-        self.matrix = self.matrix + rows.mT @ rows
-        self.total = self.total + rows.sum(1)
-        self.count += rows.shape[1]
+        product = gram(use)
+        self.matrix = self.matrix.add_(product) if self.count else product
+        self.total = self.total + use.total()
+        self.count += use.num_rows
 
 
 class Inputs(Statistic):

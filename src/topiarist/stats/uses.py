@@ -32,6 +32,13 @@ class Window:
     groups: int
     transposed: bool
 
+    def num_positions(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """How many patches there are along each spatial dimension of inputs of these sizes."""
+        if self.transposed:
+            return tuple(sizes)
+        of = zip(sizes, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, gap in of)
+
 
 @dataclass(frozen=True, eq=False)
 class Use:
@@ -75,6 +82,23 @@ class Use:
         return x.reshape(
             -1, window.groups, x.shape[-len(window.kernel) - 1] // window.groups * math.prod(window.kernel)
         )
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        if self.window is None:
+            return self.inputs.shape[-2]
+        return len(self.inputs) * math.prod(self.window.num_positions(self.inputs.shape[2:]))
+
+    def total(self, of: Tensor | None = None) -> Tensor:
+        """The sum of all rows, or of what they would be of what has the shape of the inputs: (groups, weights).
+
+        It is float64; samples are summed before their patches are looked at.
+        """
+        x = self.inputs if of is None else of
+        if self.window is None or self.window.transposed:
+            return self.features(x).sum(0, dtype=torch.float64)
+        return replace(self, inputs=x.sum(0, keepdim=True, dtype=torch.float64)).rows().sum(0)
 
     def samples(self, num: int, of: Tensor | None = None) -> Tensor:
         """The inputs, or what has their shape, as (samples, groups, features, positions), for ``num`` samples.

@@ -12,6 +12,7 @@ from topiarist.errors import InputError
 from topiarist.plan import Units
 from topiarist.stats.cut import rows_of
 from topiarist.stats.layout import Layout
+from topiarist.stats.patch_gram import gram
 from topiarist.stats.statistic import Statistic, Subject
 from topiarist.stats.uses import Use
 
@@ -39,7 +40,7 @@ class WeightNorms(Statistic):
         """Add Σ x² of every input."""
         if use.weight in self._shapes:
             self._layouts[use.weight] = Layout.of(use, self._shapes[use.weight])
-            squares = use.rows().double().square().sum(0)
+            squares = use.total(use.inputs.double().square())
             self._squares[use.weight] = self._squares.get(use.weight, 0) + squares
 
     def of(self, units: Units) -> InputNorms:
@@ -80,8 +81,7 @@ class WeightGrams(Statistic):
         """Add Σ x xᵀ."""
         if use.weight not in self._shapes:
             return
-        rows = use.rows().double().movedim(1, 0)  # (groups, rows, inputs)
-        product, num = rows.mT @ rows, rows.shape[1]
+        product, num = gram(use), use.num_rows
         old = self._sums.get(use.weight)
         if old is None:
             self._sums[use.weight] = (product, num, Layout.of(use, self._shapes[use.weight]))

@@ -73,6 +73,12 @@ def kernel_dims(axes: Axes, name: str) -> tuple[int, ...]:
     return () if matrix is None else tuple(d for d in matrix.others if _is_spatial(axes, name, d))
 
 
+def num_places(axes: Axes, name: str) -> int:
+    """How many places the kernel of a weight has."""
+    shape = axes.shape(name)
+    return math.prod(shape[d] for d in kernel_dims(axes, name))
+
+
 def _is_spatial(axes: Axes, name: str, dim: int) -> bool:
     leaves = list(axes.graph.leaves(axes.tensors[name].axes[dim]))
     return all(leaf.size == 1 or any(pin.kind == "spatial" for pin in leaf.pins) for leaf in leaves)

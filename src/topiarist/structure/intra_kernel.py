@@ -6,7 +6,6 @@ keep the most of its energy, and only one pattern a set need be stored.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +17,7 @@ from topiarist.errors import InputError
 from topiarist.graph import Axes
 from topiarist.plan import Units
 from topiarist.structure.base import require_some
-from topiarist.structure.entries import back, best_of_rows, energy, kernel_dims, last, weights_to_cut
+from topiarist.structure.entries import back, best_of_rows, energy, kernel_dims, last, num_places, weights_to_cut
 from topiarist.structure.weight import units_of_entries
 
 _MOST_ROUNDS = 100
@@ -56,7 +55,7 @@ class IntraKernel:
         Raises:
             InputError: a pattern of ``keep`` matches no module, or the model has no such convolution.
         """
-        names = [n for n in weights_to_cut(axes, keep) if _num_places(axes, n) > self.entries]
+        names = [n for n in weights_to_cut(axes, keep) if num_places(axes, n) > self.entries]
         what = f"convolution whose kernel has more than {self.entries} places"
         return require_some([units_of_entries(axes, name) for name in names], what, axes)
 
@@ -74,10 +73,6 @@ class IntraKernel:
             patterns = best_of_rows(sums, self.entries, torch.zeros_like(sums, dtype=torch.bool))
             found[each.name] = back(patterns[which] & ~lost, *at).to(score.device)
         return found
-
-
-def _num_places(axes: Axes, name: str) -> int:
-    return math.prod(axes.shape(name)[d] for d in kernel_dims(axes, name))
 
 
 def alike(kernels: Tensor, num: int) -> Tensor:

@@ -6,7 +6,6 @@ and the product of a convolution becomes shorter without any index (arXiv:1512.0
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,7 +18,7 @@ from topiarist.graph import Axes
 from topiarist.graph.matrix import Matrix
 from topiarist.plan import Units
 from topiarist.structure.base import require_some
-from topiarist.structure.entries import energy, index_over, kernel_dims, units_by_entry
+from topiarist.structure.entries import energy, index_over, num_places, units_by_entry
 from topiarist.structure.pattern import choose
 
 
@@ -58,7 +57,7 @@ class Strided:
 
         def columns(name: str, matrix: Matrix) -> Tensor | None:
             shape = axes.shape(name)
-            if _num_places(axes, name) < self.stride:
+            if num_places(axes, name) < self.stride:
                 return None
             return index_over(shape, [d for d in range(len(shape)) if d not in matrix.outer])
 
@@ -71,13 +70,8 @@ class Strided:
         """The places that each map's pattern keeps: bool ``(num units,)`` per set."""
         found = {}
         for each in units:
-            num, score = _num_places(axes, each.name), scores[each.name]
+            num, score = num_places(axes, each.name), scores[each.name]
             lost = gone.get(each.name, torch.zeros(each.num, dtype=torch.bool)).cpu().view(-1, num)
             patterns = torch.arange(num) % self.stride == torch.arange(self.stride)[:, None]
             found[each.name] = choose(energy(score).cpu().view(-1, num), patterns, lost).flatten().to(score.device)
         return found
-
-
-def _num_places(axes: Axes, name: str) -> int:
-    shape = axes.shape(name)
-    return math.prod(shape[d] for d in kernel_dims(axes, name))
