@@ -107,7 +107,8 @@ _handles: list[RemovableHandle] = []
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """Zero in place what ``plan`` removes, and keep it zero through every optimizer step, until `unmask`.
 
-    A model that is masked already takes the new mask instead; entries that come back hold their values of before.
+    A model that is masked already takes the new mask instead; entries that come back hold their values of before. A
+    copy of the model, by `copy.deepcopy` or pickle, has the zeros and no mask: mask it too, or use `topiarist.save`.
 
     Returns:
         The same model.
