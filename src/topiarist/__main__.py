@@ -1,5 +1,0 @@
-"""`python -m topiarist`: the command line."""
-
-from topiarist.cli import main
-
-main()
