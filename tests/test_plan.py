@@ -233,7 +233,7 @@ DAMAGED = {
     "null": "null",
     "deep": "[" * 100_000,
     "another format": with_change(lambda raw: raw.update(format="topiarist-checkpoint")),
-    "a newer version": with_change(lambda raw: raw.update(version=3)),
+    "a newer version": with_change(lambda raw: raw.update(version=4)),
     **{f"without {key}": with_change(lambda raw, key=key: raw.pop(key)) for key in json.loads(BASE.to_json())},
     "removed is a list": with_change(lambda raw: raw.update(removed=[])),
     "removed holds numbers": with_change(lambda raw: raw.update(removed={"a": 3})),

@@ -24,8 +24,8 @@ COUNT = itertools.count()
 
 # Each entry: what makes a number or another way of a weight of shape (8, 5), applied to h of shape (3, 8).
 HIDDEN = {
-    "a float on the left of a division": lambda h, w: h * (1.0 / w.shape[0]),
-    "a float on the left of a product": lambda h, w: h * (0.5 * w.shape[0]),
+    "a float on the left of a division": lambda h, w: h + (1.0 / w.shape[0]),
+    "a float on the left of a product": lambda h, w: h + (0.5 * w.shape[0]),
     "a logarithm": lambda h, w: h * math.log(w.shape[0]),
     "len": lambda h, w: h / len(w),
     "numel of a shape": lambda h, w: h / w.shape.numel(),

@@ -34,27 +34,16 @@ class Attention(nn.Module):
         return x + self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))
 
 
-class TorchAttention(nn.Module):
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.attention(x, x, x, need_weights=False)[0]
-
-
 def net(block: type[nn.Module]) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 12), block(12, 3), block(12, 3), nn.Linear(12, 2))
 
 
 INPUTS = torch.zeros(2, 4, 5)
-BLOCKS = pytest.mark.parametrize("block", [Attention, TorchAttention])
 
 
-@BLOCKS
-def test_heads_and_their_stream_shrink_together(block):
-    axes = trace(net(block), INPUTS)
+def test_heads_and_their_stream_shrink_together():
+    axes = trace(net(Attention), INPUTS)
     free = {a.name: a for a in axes.axes if not a.pins}
     heads = [a for a in free.values() if a.is_head]
     assert len(heads) == 2
@@ -64,9 +53,8 @@ def test_heads_and_their_stream_shrink_together(block):
     assert all(set(dict(a.step)) == set(step) for a in free.values() if a.step)
 
 
-@BLOCKS
-def test_a_whole_step_is_the_same_function(block):
-    model = net(block)
+def test_a_whole_step_is_the_same_function():
+    model = net(Attention)
     axes = trace(model, INPUTS)
     head = next(a for a in axes.axes if a.is_head and not a.pins)
     cut = cut_axes(model, axes, {head.name: torch.tensor([False, True, False])})
@@ -74,11 +62,10 @@ def test_a_whole_step_is_the_same_function(block):
     check_agreement(cut, INPUTS)
 
 
-@BLOCKS
 @pytest.mark.parametrize("structure", ["channel", "head"])
-def test_pruning_takes_whole_steps(block, structure):
+def test_pruning_takes_whole_steps(structure):
     result = topiarist.prune(
-        net(block), INPUTS, structure=structure, budget=Budget(sparsity=2 / 3), allocation="uniform",
+        net(Attention), INPUTS, structure=structure, budget=Budget(sparsity=2 / 3), allocation="uniform",
         schedule="linear", steps=2,
     )  # fmt: skip
     assert result.verification.passed
@@ -86,7 +73,7 @@ def test_pruning_takes_whole_steps(block, structure):
     assert sizes["0.weight:0"] == 4
     assert result.model(torch.randn(2, 4, 5)).shape == (2, 4, 2)
     assert result.plan.achieved["params"] == sum(p.numel() for p in result.model.parameters()) / sum(
-        p.numel() for p in net(block).parameters()
+        p.numel() for p in net(Attention).parameters()
     )
 
 

@@ -18,14 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import FormatError, InputError, nearest
+from topiarist.held import held_tensors
 
 PLAN_FORMAT = "topiarist-plan"
-PLAN_VERSION = 2  # the first that knows zeroed and bypassed; plans without them are of version 1
+PLAN_VERSION = 3  # the first that knows rescaled; plans with nothing of _LATER are of version 1, others of version 2
 _LATER = (
     "zeroed",
     "bypassed",
     "bases",
     "shortened",
+    "rescaled",
 )  # parts of the decision that only some structures have: left out where there are none
 _FLOATS = {str(d).removeprefix("torch."): d for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 _LONGEST_INDEX_LIST = 4096  # longer selections are stored as packed bits
@@ -220,6 +222,15 @@ class Slice:
 
 
 @dataclass(frozen=True, eq=False)
+class Scale:
+    """Entries of a tensor that are multiplied by ``factor``: those at the positions ``within`` says, by dimension (bool
+    of shape ``(size of dim,)``); all along every other dimension."""
+
+    factor: float
+    within: tuple[tuple[int, Tensor], ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Which units go: a frozen, comparable value with a digest, stored as JSON.
 
@@ -232,7 +243,9 @@ class Plan:
     the form of what they returned (`topiarist.graph.bypass`). ``bases`` maps weights to the columns on whose span they
     are projected, (outputs, rank), and two layers stand for the one (`topiarist.graph.factored`). ``shortened`` maps
     module lists to the entries that leave them, bool (num entries,); names and paths of all other parts are those of
-    before they have left. ``requested`` and ``achieved`` are in the words of `Budget`, and in units and fractions;
+    before they have left. ``rescaled`` maps parameters to entries that are multiplied by a factor, since the code
+    computes numbers from sizes that shrink (`topiarist.graph.folds`): what is masked is not, what is cut is.
+    ``requested`` and ``achieved`` are in the words of `Budget`, and in units and fractions;
     ``notes`` say what there is to say of them.
 
     Example:
@@ -253,6 +266,7 @@ class Plan:
     bypassed: Mapping[str, str] = field(default_factory=dict)
     bases: Mapping[str, Tensor] = field(default_factory=dict)
     shortened: Mapping[str, Tensor] = field(default_factory=dict)
+    rescaled: Mapping[str, tuple[Scale, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("removed", "slices", "attributes", "inexact", "requested", "achieved", *_LATER):
@@ -346,7 +360,7 @@ class Plan:
     def _json(self) -> dict[str, Any]:
         return {
             "format": PLAN_FORMAT,
-            "version": PLAN_VERSION if any(getattr(self, part) for part in _LATER) else 1,
+            "version": PLAN_VERSION if self.rescaled else 2 if any(getattr(self, part) for part in _LATER) else 1,
             "structure": self.structure,
             "removed": {k: _encode(v) for k, v in self.removed.items()},
             "slices": {k: [{"dim": s.dim, **_encode(s.removed)} for s in v] for k, v in self.slices.items()},
@@ -365,6 +379,7 @@ class Plan:
             "bypassed": dict(self.bypassed),
             "bases": {k: _encode_floats(v) for k, v in self.bases.items()},
             "shortened": {k: _encode(v) for k, v in self.shortened.items()},
+            "rescaled": {k: [_encode_scale(scale) for scale in v] for k, v in self.rescaled.items()},
         }
 
     @classmethod
@@ -394,6 +409,7 @@ class Plan:
                 bypassed={str(k): str(v) for k, v in raw.get("bypassed", {}).items()},
                 bases={str(k): _decode_floats(v) for k, v in raw.get("bases", {}).items()},
                 shortened={str(k): _decode(v) for k, v in raw.get("shortened", {}).items()},
+                rescaled={str(k): tuple(map(_decode_scale, v)) for k, v in raw.get("rescaled", {}).items()},
             )
         except FormatError:
             raise
@@ -407,8 +423,7 @@ def _buffers_and_attributes(model: nn.Module) -> set[str]:
     """The names of the tensors that a plan may cut but no mask zeroes."""
     names = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     for module_name, module in model.named_modules():
-        held = [name for name, value in module.__dict__.items() if isinstance(value, Tensor)]
-        names.update(f"{module_name}.{name}" if module_name else name for name in held)
+        names.update(f"{module_name}.{path}" if module_name else path for path in held_tensors(module))
     return names
 
 
@@ -423,6 +438,17 @@ def _encode(removed: Tensor) -> dict[str, Any]:
         return {"size": removed.numel(), "indices": removed.nonzero().flatten().tolist()}
     bits = np.packbits(removed.cpu().numpy())
     return {"size": removed.numel(), "bits": base64.b64encode(zlib.compress(bits.tobytes(), 6)).decode()}
+
+
+def _encode_scale(scale: Scale) -> dict[str, Any]:
+    return {"factor": scale.factor, "within": [{"dim": dim, **_encode(own)} for dim, own in scale.within]}
+
+
+def _decode_scale(raw: Mapping[str, Any]) -> Scale:
+    factor = raw["factor"]
+    if not isinstance(factor, float) or not 0 < factor < math.inf:
+        raise FormatError(f"damaged plan: {factor!r:.80} is no factor of weights")
+    return Scale(factor, tuple((int(part["dim"]), _decode(part)) for part in raw["within"]))
 
 
 def _encode_floats(matrix: Tensor) -> dict[str, Any]:

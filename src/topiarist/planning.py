@@ -410,7 +410,11 @@ class Planner:
         inexact = {n: why for n, gone in removed.items() if gone.any() and (why := self.axes.why_inexact(n))}
         cuts: dict[str, tuple[Slice, ...]] = self.axes.slices(removed)
         lists = self.axes.shortened(removed)
-        return Plan(name, removed, cuts, attributes, inexact, requested or {}, achieved or {}, shortened=lists)
+        rescaled = self.axes.rescaled(removed)
+        return Plan(
+            name, removed, cuts, attributes, inexact, requested or {}, achieved or {},
+            shortened=lists, rescaled=rescaled,
+        )  # fmt: skip
 
     def analyse(
         self,

@@ -266,5 +266,6 @@ def _groups(trace: Trace, channels: Axis, groups: int) -> None:
 
 @_sizes_of(F.scaled_dot_product_attention)
 def _default_scale(trace: Trace, out: Tensor, query: Tensor, *args: Any, **kwargs: Any) -> None:
-    if kwargs.get("scale") is None and len(args) < 6:
-        trace.pin(trace[query].axes[-1], "its size sets the default scale 1/√d of the attention", "value")
+    if kwargs.get("scale") is None and len(args) < 6:  # 1/√d, of which the queries take one root, and the keys one
+        for _ in range(2):
+            trace.on_value(trace.axes_of(query)[-1])

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from topiarist.errors import InputError
+from topiarist.held import held_tensors
 
 _ATOMIC = frozenset({type(None), bool, int, float, complex, str, bytes, type})
 _MAKING = ("__deepcopy__", "__new__", "__reduce_ex__", "__reduce__", "__getnewargs__", "__getnewargs_ex__")
 _CONTAINERS = frozenset({dict, OrderedDict, list, set})
-_NO_TENSORS = _ATOMIC | _CONTAINERS | {tuple}  # the commonest by far, told apart without asking a metaclass
 _MOST_NAMES = 1 << 20  # beside the first ones; in a circle there is no end of them
 _HELD = ("_parameters", "_buffers", "_modules")
 _HOOKS = [(n, type(v)) for n, v in vars(nn.Module()).items() if type(v) in _CONTAINERS and n not in _HELD]
@@ -36,7 +36,7 @@ def structural_copy(model: nn.Module, tensors: Mapping[int, Any] | None = None) 
     """
     parts = [module for _, module in named_modules(model)]
     if tensors is None:
-        held = [(*m._parameters.values(), *m._buffers.values(), *_tensor_attributes(m).values()) for m in parts]
+        held = [(*m._parameters.values(), *m._buffers.values(), *held_tensors(m).values()) for m in parts]
         tensors = {id(tensor): tensor for own in held for tensor in own if tensor is not None}
     memo: dict[int, Any] = dict(tensors)
     try:
@@ -130,23 +130,23 @@ def named_modules(model: nn.Module, remove_duplicate: bool = True) -> list[tuple
 
 
 def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
-    """Every tensor a model holds: (dotted name, tensor, "parameter", "buffer" or "attribute"); tied ones twice."""
+    """Every tensor a model holds: (dotted name, tensor, "parameter", "buffer" or "attribute"); tied ones twice.
+
+    Attributes are looked into (`topiarist.held`): of a list of tensors, ``self.tables``, the first is ``tables[0]``;
+    parameters and buffers that a list holds as well are not named again.
+    """
     modules = [(f"{name}." if name else "", module) for name, module in named_modules(model, remove_duplicate=False)]
     for kind, place in (("parameter", "_parameters"), ("buffer", "_buffers")):
         for prefix, module in modules:
             held = module.__dict__[place].items()
             yield from ((prefix + name, tensor, kind) for name, tensor in held if tensor is not None)
+    registered = {id(t) for _, m in modules for held in (m._parameters, m._buffers) for t in held.values()}
     seen: set[int] = set()
+    inside: set[int] = set()
     for prefix, module in modules:
         if id(module) in seen:
             continue
         seen.add(id(module))
-        yield from ((prefix + name, value, "attribute") for name, value in _tensor_attributes(module).items())
-
-
-def _tensor_attributes(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors among a module's plain attributes."""
-    held = module.__dict__
-    if _NO_TENSORS.issuperset(map(type, held.values())):
-        return {}
-    return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        for path, tensor in held_tensors(module, inside).items():
+            if path in module.__dict__ or id(tensor) not in registered:
+                yield prefix + path, tensor, "attribute"

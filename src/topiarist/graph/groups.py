@@ -21,11 +21,11 @@ from topiarist.graph.blueprint import Blueprint
 from topiarist.graph.copies import named_modules
 from topiarist.graph.matrix import Matrix
 from topiarist.graph.reasons import Kind, Reason
-from topiarist.graph.sizes import Constraint, text
+from topiarist.graph.sizes import Constraint, Expression, evaluate, text
 from topiarist.graph.sizing import Sizing, Step
 from topiarist.graph.unchosen import Fills, fills_of, is_known
 from topiarist.graph.uniform import Move, described_moves
-from topiarist.plan import Member, Slice
+from topiarist.plan import Member, Scale, Slice
 
 if TYPE_CHECKING:
     from topiarist.graph.trace import Cost, Trace
@@ -91,6 +91,7 @@ class Axes:
         self._carried = dict(trace.carried)
         self._lists = dict(trace.lists)
         self._runs = dict(trace.runs)
+        self.folds = tuple(dict.fromkeys(fold for folds in trace.folds.values() for fold in folds))
         self.outputs = {name: tuple(axes) for name, axes in trace.outputs.items()}
         self.kinds = {name: type(module) for name, module in named_modules(model)}
         self.modules = {name: kind.__name__ for name, kind in self.kinds.items()}
@@ -217,6 +218,36 @@ class Axes:
             fields = move.fields(move.times(sizes), fields)
         found, broken = self.sizing.attributes(sizes, fields, [path for move in self.moves for path in move.less])
         return {**found, **self.blueprint.follow(fields)}, broken
+
+    def size_under(self, sizes: Mapping[Axis, int]) -> Callable[[Expression], int]:
+        """What sizes written in Python come to when leaves have these."""
+        attributes, measure = {**self.integers, **self.following(sizes)[0]}, self.graph.measuring(sizes)
+        return lambda expression: evaluate(expression, attributes, measure)
+
+    def rescaled(self, removed: Mapping[str, Tensor]) -> dict[str, tuple[Scale, ...]]:
+        """By what entries of weights are multiplied, since the code computes numbers from sizes that a cut changes."""
+        before, after = self.size_under({}), self.size_under(self.sizes(removed))
+        found: dict[str, list[Scale]] = defaultdict(list)
+        for fold in self.folds:
+            if before(fold.size) != after(fold.size):
+                factor = (before(fold.size) / after(fold.size)) ** fold.power
+                for tensor, positions in fold.entries.items():
+                    within = tuple((dim, own) for dim, own in enumerate(positions) if not bool(own.all()))
+                    found[tensor].append(Scale(factor, within))
+        return {tensor: tuple(scales) for tensor, scales in found.items()}
+
+    def steps(self) -> list[tuple[Step, int]]:
+        """What may go at a time: how many indices of which leaves together, and how often at most.
+
+        Not of axes with module lists: as many less modules run as indices go.
+        """
+        found: dict[frozenset[str], tuple[Step, int]] = {}
+        for axis in self.axes:
+            step = [(self[name], num) for name, num in axis.step or ((axis.name, 1),)]
+            if not any(a.pins or a.lists for a, _ in step):
+                most = min(min((a.size - 1) // num, a.size // num - a.minimum) for a, num in step)
+                found.setdefault(frozenset(a.name for a, _ in step), ({a.leaf: num for a, num in step}, max(1, most)))
+        return list(found.values())
 
     def undescribed(self, removed: Mapping[str, Tensor]) -> str | None:
         """Why the model's config cannot describe what a cut leaves; None where it can, or where nothing asks it to."""

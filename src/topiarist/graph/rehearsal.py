@@ -9,12 +9,12 @@ run, the axes at fault are found by halving the cut, and pinned with the source 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from traceback import clear_frames
-from typing import Any
+from typing import Any, TypeVar
 from weakref import ref
 
 import torch
@@ -27,6 +27,7 @@ from topiarist.graph import attributes
 from topiarist.graph.axis import Axis
 from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.groups import Axes
+from topiarist.graph.heads import with_free_heads
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.reasons import Reason
@@ -68,6 +69,12 @@ class Numbers(TorchDispatchMode):
         self.found: Performance = []
         self.made: list[ref[Tensor]] = []
 
+    def end(self, out: Any) -> None:
+        """The model has returned ``out``."""
+
+    def let_go(self) -> None:
+        """Hold no tensor of the run any more."""
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = self.kernels(func, args, kwargs or {})
         values = numbers_in(func, args, kwargs or {})
@@ -78,6 +85,10 @@ class Numbers(TorchDispatchMode):
         else:
             self.made.extend([ref(t) for t in tree_leaves(out) if isinstance(t, Tensor)])
         return out
+
+
+Listener = TypeVar("Listener", bound=Numbers)
+Listen = Callable[[Kernels, Mapping[str, Tensor], Any], Listener]
 
 
 def numbers_in(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[float, ...]:
@@ -108,22 +119,26 @@ def _places(func: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
 # ------------------------------------------------------------------------------------------------------ who is at fault
 
 
-def rehearsed(
-    collect: Callable[[], Axes], traced: Performance, model: nn.Module, example_inputs: Any, kernels: Kernels | None,
-    steps: Steps = nullcontext,
-) -> Axes:  # fmt: skip
+def rehearsed(collect: Callable[[], Axes], traced: Performance, stage: Stage, excused: Collection[int] = ()) -> Axes:
     """The axes that ``collect`` returns once those at fault are pinned; for ``traced`` see `faults`.
 
-    With ``kernels`` the rehearsal is on meta tensors, without on fake ones. ``steps`` makes what to run inside of:
-    `WithoutSteps` where recurrent functions were traced.
+    The numbers at the places ``excused`` may follow from sizes.
     """
     axes = collect()
-    perform = partial(_on_fake, steps) if kernels is None else partial(_on_meta, steps, kernels)
-    while found := faults(axes, traced, partial(perform, model, axes, example_inputs)):
+
+    def perform(sizes: Mapping[Axis, int]) -> Performance:
+        return without(stage.perform(axes, sizes), excused)
+
+    while found := faults(axes, without(traced, excused), perform):
         for leaf, reason in found.items():
             axes.graph.pin(leaf, reason)
         axes = collect()
     return axes
+
+
+def without(performance: Performance, excused: Collection[int]) -> Performance:
+    """A performance without the numbers at some places."""
+    return [replace(n, values=()) if i in excused else n for i, n in enumerate(performance)]
 
 
 def faults(axes: Axes, traced: Performance, perform: Callable[[Mapping[Axis, int]], Performance]) -> dict[Axis, Reason]:
@@ -162,18 +177,12 @@ def faults(axes: Axes, traced: Performance, perform: Callable[[Mapping[Axis, int
 
 
 def _moves(axes: Axes) -> list[dict[Axis, int]]:
-    """Half of every axis that may shrink: the sizes of what goes together, in the order of the axes.
-
-    Not of those with module lists: as many less modules run as indices go.
-    """
-    found: dict[frozenset[str], dict[Axis, int]] = {}
-    for axis in axes.axes:
-        step = [(axes[name], num) for name, num in axis.step or ((axis.name, 1),)]
-        if not any(a.pins or a.lists for a, _ in step):
-            times = min(min((a.size - 1) // num, a.size // num - a.minimum) for a, num in step)
-            times = max(1, min(times, min(a.size // num for a, num in step) // 2))
-            found.setdefault(frozenset(a.name for a, _ in step), {a.leaf: a.size - times * num for a, num in step})
-    return list(found.values())
+    """Half of every axis that may shrink: the sizes of what goes together, in the order of the axes."""
+    found = []
+    for step, most in axes.steps():
+        times = max(1, min(most, min(leaf.size // num for leaf, num in step.items()) // 2))
+        found.append({leaf: leaf.size - times * num for leaf, num in step.items()})
+    return found
 
 
 def _fault(whole: Performance, perform: Callable[[], Performance]) -> Reason | None:
@@ -197,27 +206,54 @@ def _fault(whole: Performance, perform: Callable[[], Performance]) -> Reason | N
 # ---------------------------------------------------------------------------------------------------- the performances
 
 
-def _on_meta(
-    steps: Steps, kernels: Kernels, model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]
-) -> Performance:
-    """Run a copy with other sizes: the numbers that its operators are given."""
-    inputs = tree_map(lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, example_inputs)
-    clone = _smaller(model, axes, sizes, {id(t): twin(t, shape) for t, shape in _shapes(model, axes, sizes)})
-    with random_states_kept(model):
-        return _performance(clone, inputs, kernels, steps)
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A model that performs on tensors without values: on meta tensors with ``kernels``, without on fake ones.
 
+    ``steps`` makes what to run inside of: `WithoutSteps` where recurrent functions were traced.
+    """
 
-def _on_fake(steps: Steps, model: nn.Module, axes: Axes, example_inputs: Any, sizes: Mapping[Axis, int]) -> Performance:
-    """The same on fake tensors: those that keep their shapes keep their values too."""
-    with quiet(), tensors_restored(model, CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, example_inputs)
-        tensors = {
-            id(t): t if shape == tuple(t.shape) else twin(t, shape, t.device)
-            for t, shape in _shapes(model, axes, sizes)
-        }
-        clone = _smaller(model, axes, sizes, tensors)
-        with random_states_kept(model):
-            return _performance(clone, inputs, Kernels(), steps)
+    model: nn.Module
+    example_inputs: Any
+    kernels: Kernels | None
+    steps: Steps = nullcontext
+
+    def perform(self, axes: Axes, sizes: Mapping[Axis, int], training: bool = False) -> Performance:
+        """The numbers that operators are given when leaves have these sizes."""
+        return self.listened(axes, sizes, training, lambda kernels, tensors, inputs: Numbers(kernels)).found
+
+    def listened(self, axes: Axes, sizes: Mapping[Axis, int], training: bool, listen: Listen[Listener]) -> Listener:
+        """The same performance for another listener, made of the kernels, the tensors by name and the inputs."""
+        if self.kernels is not None:
+            return self._on_meta(axes, sizes, training, self.kernels, listen)
+        with quiet(), tensors_restored(self.model, CONSTANT), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            inputs = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, Tensor) else x, self.example_inputs)
+            tensors = {
+                id(t): t if shape == tuple(t.shape) else twin(t, shape, t.device)
+                for t, shape in _shapes(self.model, axes, sizes)
+            }
+            return self._run(axes, sizes, training, tensors, inputs, partial(listen, Kernels()))
+
+    def _on_meta(
+        self, axes: Axes, sizes: Mapping[Axis, int], training: bool, kernels: Kernels, listen: Listen[Listener]
+    ) -> Listener:
+        inputs = tree_map(
+            lambda x: torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x, self.example_inputs
+        )
+        tensors = {id(t): twin(t, shape) for t, shape in _shapes(self.model, axes, sizes)}
+        return self._run(axes, sizes, training, tensors, inputs, partial(listen, kernels))
+
+    def _run(
+        self, axes: Axes, sizes: Mapping[Axis, int], training: bool, tensors: Mapping[int, Tensor], inputs: Any,
+        listen: Callable[[Mapping[str, Tensor], Any], Listener],
+    ) -> Listener:  # fmt: skip
+        listener = listen({name: tensors[id(t)] for name, t, _ in model_tensors(self.model)}, inputs)
+        clone = _smaller(self.model, axes, sizes, tensors)
+        del tensors
+        set_mode(clone[0], training)
+        with random_states_kept(self.model):
+            _listen(clone, inputs, listener, self.steps)
+        return listener
 
 
 def _shapes(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
@@ -228,21 +264,19 @@ def _shapes(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int]) -> Iterator
 
 def _smaller(model: nn.Module, axes: Axes, sizes: Mapping[Axis, int], tensors: Mapping[int, Tensor]) -> list[nn.Module]:
     """A copy with these tensors by the ids of the model's, and the attributes that follow; in a list, to be taken."""
-    clone = structural_copy(model, tensors)
-    set_mode(clone, training=False)
+    clone = with_free_heads(structural_copy(model, tensors))
     for path, value in axes.following(sizes)[0].items():
         attributes.set(clone, path, value)
     return [clone]
 
 
-def _performance(clone: list[nn.Module], inputs: Any, kernels: Kernels, steps: Steps) -> Performance:
-    numbers = Numbers(kernels)
+def _listen(clone: list[nn.Module], inputs: Any, listener: Numbers, steps: Steps) -> None:
     try:
-        with plain_operators(), steps(), numbers:
-            call(clone.pop(), inputs)
+        with plain_operators(), steps(), listener:
+            listener.end(call(clone.pop(), inputs))
     except Exception as error:
         clear_frames(error.__traceback__)  # they hold every tensor of the run
         raise
     finally:  # what the copy kept is gone with it
-        evict(numbers.made)
-    return numbers.found
+        listener.let_go()
+        evict(listener.made)

@@ -8,7 +8,7 @@ shares its parameters runs instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -29,10 +29,12 @@ from topiarist.graph.arguments import SIZE_ARGUMENTS
 from topiarist.graph.assumed import Assuming, assumed, is_search
 from topiarist.graph.blueprint import Blueprint, read
 from topiarist.graph.copies import UncopiedError, model_tensors, named_modules, structural_copy
+from topiarist.graph.folding import fold
 from topiarist.graph.groups import Axes, TensorInfo
+from topiarist.graph.heads import with_free_heads
 from topiarist.graph.modes import Modes
 from topiarist.graph.readers import READERS, body_of
-from topiarist.graph.rehearsal import Number, numbers_in, rehearsed
+from topiarist.graph.rehearsal import Number, Stage, numbers_in, rehearsed
 from topiarist.graph.rules.recurrent import WithoutSteps
 from topiarist.graph.running import (
     CONSTANT,
@@ -213,8 +215,11 @@ def _traced(
     if without_values is None:
         return collected()
     steps = partial(_performing, state.skips_steps, bool(state.picks.axes))
-    kernels = state.kernels if without_values is _on_meta else None
-    return rehearsed(collected, state.numbers, model, example_inputs, kernels, steps)
+    stage = Stage(model, example_inputs, state.kernels if without_values is _on_meta else None, steps)
+    excused: Collection[int] = ()
+    if blueprint is None and not errors and state.values["evaluation"]:
+        excused = fold(state, collected, stage)
+    return rehearsed(collected, state.numbers, stage, excused)
 
 
 @contextmanager
@@ -260,7 +265,7 @@ def _run(state: Trace, model: nn.Module, training: bool, example_inputs: Any) ->
 
 def _succeeds(attempt: Callable[..., None], state: Trace, model: nn.Module, *args: Any) -> bool:
     """Whether a model runs on tensors without values; what it costs and computes with counts only if it does."""
-    costs, numbers = len(state.costs), len(state.numbers)
+    costs, numbers, values = len(state.costs), len(state.numbers), {key: len(v) for key, v in state.values.items()}
     succeeds, final = True, None
     try:
         attempt(state, model, *args)
@@ -268,6 +273,8 @@ def _succeeds(attempt: Callable[..., None], state: Trace, model: nn.Module, *arg
         raise
     except Exception as error:  # whatever a model may raise
         del state.costs[costs:], state.numbers[numbers:]
+        for key, num in values.items():
+            del state.values[key][num:]
         succeeds = False
         if fails_on_any_values(error):
             final = without_frames(error)
@@ -309,6 +316,7 @@ def _forward(state: Trace, clone: nn.Module, training: bool, inputs: Any) -> Non
         state.put(tensor, axes)
     state.settle()
     state.running.clear()
+    clone = with_free_heads(clone)
     set_mode(clone, training)
     with ExitStack() as stack:
         if not training:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from topiarist.graph.axis import Axis, AxisGraph, nowhere
 from topiarist.graph.bypass import form_of
+from topiarist.graph.folds import Fold
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.leaks import evict
 from topiarist.graph.matrix import Matrix, matrix_by_leaves, matrix_by_strides
@@ -94,6 +95,8 @@ class Trace:
         self.costs: list[Cost] = []
         self.numbers: Performance = []  # that operators were given in evaluation mode
         self.constraints: list[Constraint] = []
+        self.values: dict[str, list[Constraint]] = {"evaluation": [], "training": []}  # those of sizes become values
+        self.folds: Mapping[frozenset[Axis], tuple[Fold, ...]] = {}  # what makes up for such values, by leaves
         self.integers: dict[str, int] = {}  # attribute → value, as the model has them
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
         self.stubs: dict[str, str] = {}  # operator without a rule → the beginning of one
@@ -412,7 +415,9 @@ class Trace:
         if self._is_closed:
             return
         now = evaluate(expression, self.integers, lambda axis: self.graph.find(axis).size)
-        self.constraints.append(Constraint(Term("-", expression, now), Axis(0), *self.here(), is_value=True))
+        value = Constraint(Term("-", expression, now), Axis(0), *self.here(), is_value=True)
+        self.constraints.append(value)
+        self.values["evaluation" if self.counts else "training"].append(value)
 
     def on_equal(self, left: Expression, right: Expression) -> None:
         """The code found two sizes equal: they must stay so for it to go the same way."""

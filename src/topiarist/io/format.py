@@ -25,6 +25,7 @@ from topiarist.graph.attributes import holder, integer_attributes
 from topiarist.graph.bypass import Bypass, replace_module
 from topiarist.graph.factored import Factored
 from topiarist.graph.shortened import is_shortened, kept_places, shorten
+from topiarist.held import held_tensors, put_tensor
 
 FORMAT = "topiarist-model"
 VERSION = 2  # the first with what _LATER names; descriptions without are of version 1
@@ -60,7 +61,7 @@ class _Strict(BaseModel):
 
 
 class Entry(_Strict):
-    """One stored tensor. ``derived``: a non-persistent buffer or a plain tensor attribute."""
+    """One stored tensor. ``derived``: a non-persistent buffer, or a tensor in an attribute or in what it holds."""
 
     kind: Literal["parameter", "buffer", "derived"]
     dtype: str
@@ -152,7 +153,10 @@ class Place:
 
     def put(self, tensor: Tensor | None) -> None:
         """Let the model hold another tensor here."""
-        setattr(self.module, self.name, tensor)
+        if self.kind != "derived" or tensor is None or self.name in self.module._buffers:
+            setattr(self.module, self.name, tensor)
+        else:
+            put_tensor(self.module, self.name, tensor)
 
 
 def places(model: nn.Module) -> dict[str, Place]:
@@ -198,9 +202,10 @@ def _own_places(module: nn.Module) -> Iterator[Place]:
         yield Place("parameter", module, name, parameter)
     for name, buffer in module._buffers.items():
         yield Place("derived" if name in module._non_persistent_buffers_set else "buffer", module, name, buffer)
-    for name, value in module.__dict__.items():
-        if isinstance(value, Tensor) and value.grad_fn is None:
-            yield Place("derived", module, name, value)
+    for path, tensor in held_tensors(module).items():
+        is_stored = path in module.__dict__ or (type(tensor) is Tensor and tensor.layout == torch.strided)
+        if tensor.grad_fn is None and is_stored:  # what else a list holds is as the class makes it
+            yield Place("derived", module, path, tensor)
 
 
 def stored_attributes(model: nn.Module) -> dict[str, int]:

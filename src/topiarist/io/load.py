@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import FormatError, InputError, nearest
 from topiarist.graph import attributes
+from topiarist.graph.heads import where_they_must
 from topiarist.io import format as layout
 from topiarist.mask.attach import mask
 from topiarist.plan import Plan
@@ -50,6 +51,7 @@ def load(path: str | os.PathLike[str], *, build: Callable[[], nn.Module]) -> nn.
     _check_fit(description, places, type(model).__name__)
     _set_attributes(model, description.attributes)
     _set_tensors(places, description, tensors)
+    model = where_they_must(model)
     if description.masked and plan is not None:
         try:
             mask(model, plan)
@@ -199,7 +201,9 @@ def _set_tensors(places: dict[str, layout.Place], description: layout.Descriptio
             held[name] = _held(None if id(fresh) in taken else fresh, tensors[name], entry)
             taken.add(id(held[name]))
         elif fresh is not None and (fresh.shape != tensors[name].shape or fresh.is_meta):
-            held[name] = tensors[name].to("cpu" if fresh.is_meta else fresh.device)
+            made = tensors[name].to("cpu" if fresh.is_meta else fresh.device)
+            same = (other for other, place in places.items() if place.kind == "derived" and place.tensor is fresh)
+            held.update(dict.fromkeys((name, *same), made))  # stored once, whoever holds it
     held.update((alias, held[name]) for alias, name in description.tied.items())
     for name, tensor in held.items():
         if places[name].tensor is not tensor:

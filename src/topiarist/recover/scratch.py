@@ -18,6 +18,7 @@ from topiarist.recover.reconstruct import tensors_of
 from topiarist.recover.reinitialize import reinitialize
 from topiarist.recover.train import Row, device_of, train
 from topiarist.shrink import shrink
+from topiarist.shrink.apply import rescaled
 
 
 @dataclass(frozen=True)
@@ -119,3 +120,6 @@ def _embed(model: nn.Module, small: nn.Module, plan: Plan) -> None:
             if tensor.is_floating_point() and not name.endswith("running_var"):
                 tensor.zero_()
             tensor[torch.meshgrid(*index, indexing="ij")] = value.to(device_of(model))
+        if name in plan.rescaled:  # which the cut will do
+            inverse = tuple(replace(scale, factor=1 / scale.factor) for scale in plan.rescaled[name])
+            tensor.copy_(rescaled(name, tensor, inverse))

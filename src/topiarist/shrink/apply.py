@@ -15,11 +15,13 @@ from topiarist.graph import attributes
 from topiarist.graph.bypass import Bypass, replace_module
 from topiarist.graph.copies import model_tensors, structural_copy
 from topiarist.graph.factored import Factored
+from topiarist.graph.heads import where_they_must
 from topiarist.graph.shortened import shorten
 from topiarist.graph.states import random_states_kept
+from topiarist.held import held_tensors
 from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
-from topiarist.plan import Plan, Slice
+from topiarist.plan import Plan, Scale, Slice
 from topiarist.shrink.attributes import synchronise
 
 
@@ -27,11 +29,13 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
     """A new module of the same class without what ``plan`` removes; ``model`` is untouched.
 
     Parameters, buffers and tensor attributes lose the positions of ``plan.slices``, integer attributes take the
-    values of ``plan.attributes``, tied tensors stay tied. Where modules of ``plan.bypassed`` were, one hands
-    its first input on (`topiarist.graph.bypass.Bypass`); where layers have a basis in ``plan.bases``, two stand for one
-    (`topiarist.graph.factored.Factored`). The module lists of ``plan.shortened`` lose entries, and number the others
+    values of ``plan.attributes``, weights of ``plan.rescaled`` are multiplied, tied tensors stay tied. Where modules of
+    ``plan.bypassed`` were, one hands its first input on (`topiarist.graph.bypass.Bypass`); where layers have a basis in
+    ``plan.bases``, two stand for one (`topiarist.graph.factored.Factored`). The module lists of ``plan.shortened`` lose
+    entries, and number the others
     anew. With ``example_inputs`` the result is run forward in
-    evaluation mode, and forward and backward in training mode, before it is returned.
+    evaluation mode, and forward and backward in training mode, before it is returned. Where heads leave a
+    `torch.nn.MultiheadAttention`, `topiarist.graph.heads.FreeAttention` stands for it.
 
     Raises:
         InputError: the plan removes single weights, which leave shapes as they are, or does not fit the model.
@@ -63,6 +67,7 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
     for name, gone in sorted(plan.shortened.items(), key=lambda item: -len(item[0])):  # inner lists first
         shorten(small, name, (~gone).nonzero().flatten().tolist())
     synchronise(small)
+    small = where_they_must(small)
     if example_inputs is not None:
         check_runs(small, example_inputs, model)
     return small
@@ -79,10 +84,11 @@ def _tensors(model: nn.Module, plan: Plan) -> dict[int, Any]:
     made: dict[int, Any] = {}
     kept: dict[tuple[int, torch.device], Tensor] = {}
     held = {name: tensor for name, tensor, _ in model_tensors(model)}
-    for name, slices in plan.slices.items():
+    for name in (*plan.slices, *plan.rescaled):
         tensor = held[name] if name in held else _held(model, name)
         if id(tensor) not in made:  # tied tensors are one object, and stay it
-            made[id(tensor)] = _like(tensor, _cut(name, tensor.data, slices, kept))
+            scales, slices = plan.rescaled.get(name, ()), plan.slices.get(name, ())
+            made[id(tensor)] = _like(tensor, _cut(name, rescaled(name, tensor.data, scales), slices, kept))
     for tensor in held.values():
         if id(tensor) not in made:
             if type(tensor) is nn.Parameter:
@@ -96,7 +102,8 @@ def _held(model: nn.Module, name: str) -> Tensor:
     path, _, leaf = name.rpartition(".")
     try:
         module = model.get_submodule(path)
-        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+        held = held_tensors(module)
+        places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, held, module.__dict__)
         tensor = next(place for place in places if leaf in place)[leaf]
     except (AttributeError, StopIteration):
         raise InputError(f"the plan cuts {name!r}, which {type(model).__name__} does not have") from None
@@ -114,6 +121,26 @@ def _like(tensor: Tensor, data: Tensor) -> Tensor:
     copied = copy.deepcopy(tensor)
     copied.data = data
     return copied
+
+
+def rescaled(name: str, tensor: Tensor, scales: tuple[Scale, ...]) -> Tensor:
+    """A copy of ``tensor`` with some entries multiplied; itself where none are.
+
+    Raises:
+        InputError: the plan was made for a tensor of another shape.
+    """
+    for scale in scales:
+        shape = tuple(tensor.shape)
+        factor = torch.full((), scale.factor, dtype=tensor.dtype, device=tensor.device)
+        chosen = torch.ones((1,) * len(shape), dtype=torch.bool, device=tensor.device)
+        for dim, own in scale.within:
+            if dim >= len(shape) or shape[dim] != own.numel():
+                raise InputError(
+                    f"{name} has shape {shape}, the plan was made for size {own.numel()} in dimension {dim}"
+                )
+            chosen = chosen & own.to(tensor.device).view([-1 if d == dim else 1 for d in range(len(shape))])
+        tensor = torch.where(chosen, tensor * factor, tensor)
+    return tensor
 
 
 def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...], known: dict[tuple[int, torch.device], Tensor]) -> Tensor:

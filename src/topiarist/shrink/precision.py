@@ -12,17 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from topiarist.held import held_tensors, put_tensor
+
 _LOWER = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
 
 
 def in_float64(model: nn.Module) -> nn.Module:
-    """A copy with parameters, buffers and plain tensor attributes in float64."""
+    """A copy with parameters, buffers and the tensors in attributes in float64."""
     model = copy.deepcopy(model).double()
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # one tensor in two places stays one
     for module in model.modules():
-        for name, value in module.__dict__.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                module.__dict__[name] = value.double()
+        for path, tensor in held_tensors(module).items():
+            if tensor.is_floating_point() and tensor.dtype != torch.float64:
+                put_tensor(module, path, made.setdefault(id(tensor), (tensor, tensor.double()))[1])
     return model
 
 

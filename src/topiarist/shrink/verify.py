@@ -96,17 +96,18 @@ def verify(
     inputs = _random_like(example_inputs)
     inexact = {name: why for name, why in plan.inexact.items() if bool(plan.removed[name].any())}
     exact_names = tuple(name for name, gone in plan.removed.items() if bool(gone.any()) and name not in inexact)
-    if plan.bases:  # products that the model's own precision rounds: they are proved in float64
-        precise = in_float64(model)
-        error = _worst(precise, shrink(precise, plan), plan, inputs, tolerance)
+    own = 0.0
+    if plan.bases or plan.rescaled or inexact:  # the one to be proved is not the one that the proof is of
         own = _distance(_outputs(in_float64(whole), inputs), _outputs(in_float64(small), inputs))
-        return Verification(max(error, own), tolerance, exact_names, {}, None)
+    if plan.bases or plan.rescaled:  # products that the model's own precision rounds: they are proved in float64
+        model = in_float64(model)
+        small = shrink(model, plan)
     if not inexact:
-        return Verification(_worst(model, small, plan, inputs, tolerance), tolerance, exact_names, {}, None)
+        error = _worst(model, small, plan, inputs, tolerance)
+        return Verification(max(error, own), tolerance, exact_names, {}, None)
     axes = trace(model, example_inputs)
     part = exact_part(plan, axes)
     error = _worst(model, shrink(model, part), part, inputs, tolerance)
-    own = _distance(_outputs(in_float64(whole), inputs), _outputs(in_float64(small), inputs))  # the one to be proved
     experts = {name: plan.removed[name] for name in inexact if axes[name].is_expert}
     fills = axes.unchosen(experts) if [*experts] == [*inexact] else {}
     if not fills:
@@ -148,7 +149,9 @@ class _Masked:
 def exact_part(plan: Plan, axes: Axes) -> Plan:
     """The part of ``plan`` that cuts exact axes only."""
     removed = {name: gone for name, gone in plan.removed.items() if name not in plan.inexact}
-    return Plan(plan.structure, removed, axes.slices(removed), axes.attributes(removed)[0])
+    return Plan(
+        plan.structure, removed, axes.slices(removed), axes.attributes(removed)[0], rescaled=axes.rescaled(removed)
+    )
 
 
 def _error(model: nn.Module, small: nn.Module, masked: _Masked, inputs: Any) -> float:

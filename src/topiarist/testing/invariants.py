@@ -10,7 +10,7 @@ import copy
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from topiarist.errors import InputError, ShrinkError
 from topiarist.graph import Axes, AxisInfo, trace
 from topiarist.graph.attributes import get, integer_attributes
+from topiarist.held import held_tensors
 from topiarist.inputs import call, fresh
 from topiarist.mask import mask, unmask
 from topiarist.outputs import tensors_in
@@ -189,7 +190,7 @@ def shifted_plans(cut: Cut, name: str) -> Iterator[Plan]:
     alone = cut_axes(cut.model, cut.axes, {name: cut.plan.removed[name]}).plan
     for tensor in tensors_of(cut, name):
         shifted = tuple(Slice(piece.dim, piece.removed.roll(1)) for piece in alone.slices[tensor])
-        yield Plan(alone.structure, alone.removed, {**alone.slices, tensor: shifted}, alone.attributes)
+        yield replace(alone, slices={**alone.slices, tensor: shifted})
 
 
 # ------------------------------------------------------------------------------------------------------------ checks
@@ -212,7 +213,8 @@ def is_caught(model: nn.Module, plan: Plan, inputs: Any) -> bool:
 def disagreement(model: nn.Module, plan: Plan, inputs: Any) -> float:
     """max |zeroed − shrunk| / max |zeroed| over all outputs, in float64: in evaluation mode, and in training mode too
     where that draws nothing at random."""
-    zeroed, small = in_float64(model).eval(), in_float64(shrink(model, plan)).eval()
+    zeroed = in_float64(model).eval()
+    small = shrink(zeroed, plan)  # what is rescaled is not rounded
     with torch.no_grad():
         for name, slices in plan.slices.items():
             parameter = dict(zeroed.named_parameters(remove_duplicate=False)).get(name)
@@ -369,7 +371,7 @@ def distance(expected: list[Tensor], found: list[Tensor]) -> float:
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for module_name, module in model.named_modules():
-        for held in (module._parameters, module._buffers, module.__dict__):
+        for held in (module._parameters, module._buffers, held_tensors(module)):
             for name, value in held.items():
                 if isinstance(value, Tensor):
                     yield f"{module_name}.{name}", value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -77,6 +78,43 @@ def attention_with_computed_scale() -> Entry:
         return m.out(attend(q, k, v, q.size(-1) ** -0.5).transpose(1, 2).reshape(b, n, 2 * c))
 
     return Net(forward, **_separate()), x(2, 5, 6)
+
+
+@net
+def fused_attention_with_scale_in_place() -> Entry:
+    """The queries are rows of one weight, and the scores are divided in place."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        b, n, _ = x.shape
+        q, k, v = m.qkv(x).view(b, n, 3, -1, m.dim).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = q @ k.transpose(-2, -1)
+        scores /= math.sqrt(m.dim)
+        return m.out((torch.softmax(scores, -1) @ v).transpose(1, 2).flatten(2))
+
+    return Net(forward, qkv=nn.Linear(6, 45), out=nn.Linear(15, 6), dim=5), x(2, 5, 6)
+
+
+@net
+def queries_for_two() -> Entry:
+    """Queries meet two sets of keys, of which one product is scaled by a size: only these keys can make up for it."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        q, k, other = m.q(x), m.k(x), m.other(x)
+        first = torch.softmax(q @ k.transpose(-2, -1) * (1.0 / q.shape[-1] ** 0.5), -1)
+        second = torch.softmax(q @ other.transpose(-2, -1) / 2, -1)
+        return m.out(m.v(x)) + first @ x + second @ x
+
+    parts = {name: nn.Linear(6, 5) for name in ("q", "k", "other", "v")}
+    return Net(forward, **parts, out=nn.Linear(5, 6)), x(2, 5, 6)
+
+
+@net
+def scaled_embedding() -> Entry:
+    def forward(m: Any, ids: Tensor) -> Any:
+        hidden = m.table(ids)
+        return m.last(hidden * math.sqrt(hidden.shape[-1]))
+
+    return Net(forward, table=nn.Embedding(7, 9), last=nn.Linear(9, 4)), torch.randint(0, 7, (2, 3))
 
 
 @net

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,30 @@ def buffers_with_channels() -> Entry:
     model = Net(forward, first=nn.Linear(6, 10), last=nn.Linear(10, 4), scale=torch.rand(10) + 0.5)
     model.register_buffer("mean", torch.randn(10))
     return model, x(3, 6)
+
+
+@dataclass
+class _Tables:
+    """Tensors that an object keeps, one of them in a dict."""
+
+    shift: Tensor
+    others: dict[str, Tensor]
+
+
+@net
+def tensors_in_containers() -> Entry:
+    """In a list, a tuple in a list, a dict and a dataclass, one of them twice."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        hidden = F.relu(m.first(x) * m.tables[1][0]) * m.kept.others["gate"]
+        mixed = (hidden @ m.cache["mix"] - m.tables[0] + m.kept.shift) * m.cache["again"]
+        return m.last(mixed) + mixed.sum(-1, keepdim=True)
+
+    parts = {"first": nn.Linear(6, 10), "last": nn.Linear(8, 4)}
+    tables = [torch.randn(8), (torch.rand(10) + 0.5, 3)]
+    cache = {"again": tables[0], "mix": torch.randn(10, 8)}
+    kept = _Tables(torch.randn(8), {"gate": torch.rand(10) + 0.5})
+    return Net(forward, **parts, tables=tables, cache=cache, kept=kept), x(3, 6)
 
 
 @net
