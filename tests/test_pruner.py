@@ -382,7 +382,7 @@ def test_layers_without_a_schedule_are_named():
     "options", [{"end": 0}, {"begin": 5, "end": 5}, {"end": 3, "every": 4}, {"end": 3, "every": 0}]
 )
 def test_a_window_without_updates_is_refused(options):
-    with pytest.raises(InputError, match="there must be one|must be a whole number"):
+    with pytest.raises(InputError, match=r"there must be one|must be a whole number"):
         Pruner(make_mlp(), X, budget=Budget(sparsity=0.5), **options)
 
 
