@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.prune import random_unstructured
 
 import topiarist
 from topiarist import Budget
@@ -186,6 +187,237 @@ def test_a_model_without_parameters():
         refused(model, inputs, InputError, "no .* that may go", lambda s=structure: plan_of(model, inputs, structure=s))
 
 
+# ------------------------------------------------------------------------------------------- arguments of another kind
+
+LOSS = "a loss is a function of outputs and targets"
+OF_ANOTHER_KIND = {
+    "a number for a budget": (
+        {"budget": 0.5},
+        r"a budget is a Budget, got float 0\.5; try budget=Budget\(",
+    ),
+    "a dict for a budget": ({"budget": {"macs": 0.5}}, r"a budget is a Budget, got dict \{'macs': 0\.5\}"),
+    "no structure": ({"structure": None}, r"a structure is a word of \['weight', .* got None"),
+    "a class for a structure": ({"structure": topiarist.structure.Channel}, "a structure is a word of .* got <class"),
+    "an index to keep": ({"keep": [0]}, r"keep is patterns over the names of modules, .*, got int 0"),
+    "a module to keep": ({"keep": [nn.ReLU()]}, r"keep is patterns over the names of modules, .*, got ReLU"),
+    "a number to keep": ({"keep": 3}, r"keep is patterns over the names of modules, .*, got int 3"),
+    "a word for a loss": ({"saliency": "gradient", "loss": "cross-entropy"}, f"{LOSS}, got str 'cross-entropy'; try "),
+    "a class for a loss": (
+        {"saliency": "gradient", "loss": nn.CrossEntropyLoss},
+        rf"{LOSS}, got the class CrossEntropyLoss; try CrossEntropyLoss\(\)",
+    ),
+    "a dict of losses": (
+        {"saliency": "gradient", "loss": lambda out, targets: {"loss": out.sum()}},
+        r"one number .* it holds \['loss'\]: return one of them",
+    ),
+    "one batch for data": (
+        {"saliency": "gradient", "data": (torch.zeros(3, 6), torch.zeros(3, dtype=torch.long))},
+        r"pair \(inputs, targets\), got a Tensor; .* \[\(inputs, targets\)\] where there is one",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OF_ANOTHER_KIND)
+def test_an_argument_of_another_kind(what):
+    (model, inputs), (kwargs, message) = build("mlp"), OF_ANOTHER_KIND[what]
+    batches = [(inputs, torch.zeros(len(inputs), dtype=torch.long))]
+    told = {"data": batches, "loss": loss, **kwargs}
+    refused(model, inputs, InputError, message, lambda: plan_of(model, inputs, **told))
+
+
+@pytest.mark.parametrize("value", ["half", True, float, [0.5]])
+def test_a_budget_that_is_no_number(value):
+    with pytest.raises(InputError, match="sparsity is a number, got"):
+        Budget(sparsity=value)
+
+
+def test_budgets_of_numpy_are_numbers():
+    assert Budget(sparsity=np.float32(0.5)) == HALF
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_one_pattern_to_keep_may_stand_alone(structure):
+    """It is text, not the characters that it has: "*2" is no "*", which would keep everything."""
+    model, inputs = build("mlp")
+    whole = plan_of(model, inputs, structure=structure, keep=["*2"])
+    assert plan_of(model, inputs, structure=structure, keep="*2") == whole
+    assert plan_of(model, inputs, structure=structure) != whole
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "2", True])
+def test_steps_that_are_no_number_of_steps(steps):
+    model, inputs = build("mlp")
+    told = {"budget": HALF, "schedule": "linear", "steps": steps}
+    message = "steps must be a whole number, 1 or more, got"
+    refused(model, inputs, InputError, message, lambda: topiarist.prune(model, inputs, **told))
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"end": 10.5}, "end must be a whole number"),
+        ({"end": 10, "every": 0}, "every must be a whole number"),
+        ({"end": 10, "begin": -1}, "begin must be a whole number"),
+        ({"end": 10, "budget": 0.5}, "a budget is a Budget, got float"),
+        ({"end": 0}, "there must be one"),
+    ],
+)
+def test_a_pruner_that_is_told_what_it_cannot_do(told, message):
+    model, inputs = build("mlp")
+    refused(model, inputs, InputError, message, lambda: topiarist.Pruner(model, inputs, **{"budget": HALF, **told}))
+
+
+def test_a_result_where_its_model_or_plan_is_meant(tmp_path):
+    model, inputs = build("mlp")
+    result = topiarist.prune(model, inputs, structure="channel", budget=HALF)
+    for call in (
+        lambda: topiarist.measure(result, inputs),
+        lambda: topiarist.verify(model, result, result.plan, inputs),
+        lambda: topiarist.save(result, tmp_path),
+        lambda: topiarist.trace(result, inputs),
+        lambda: topiarist.unmask(result),
+    ):
+        with pytest.raises(InputError, match=r"a model is a torch\.nn\.Module, got PruneResult; try its \.model"):
+            call()
+    for call in (lambda: topiarist.mask(model, result), lambda: topiarist.shrink(model, result, inputs)):
+        with pytest.raises(InputError, match=r"a plan is a Plan, got PruneResult; try its \.plan"):
+            call()
+
+
+def test_model_and_others_in_the_wrong_order(tmp_path):
+    model, inputs = build("mlp")
+    plan = plan_of(model, inputs)
+    for call in (lambda: plan_of(inputs, model), lambda: topiarist.save(tmp_path, model)):
+        with pytest.raises(InputError, match=r"a model is a torch\.nn\.Module, got (Tensor|PosixPath)"):
+            call()
+    for call in (lambda: topiarist.shrink(model, inputs, plan), lambda: topiarist.mask(model, plan.to_json())):
+        with pytest.raises(InputError, match=r"a plan is a Plan, got (Tensor|str)"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("build_it", "message"),
+    [
+        (nn.Linear(6, 5), r"build makes the original model when it is called, got Linear; try build=MyNet"),
+        (None, r"build makes the original model when it is called, got NoneType"),
+        (nn.Linear, r"called without arguments, and Linear takes some .*try build=lambda: Linear"),
+    ],
+)
+def test_a_build_that_cannot_be_called(tmp_path, build_it, message):
+    topiarist.save(nn.Linear(6, 5), tmp_path)
+    with pytest.raises(InputError, match=message):
+        topiarist.load(tmp_path, build=build_it)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (0.5, "evaluate returns a dict of numbers by name, got float"),
+        ({"accuracy": "good"}, "what evaluate returns as 'accuracy' is a number, got str 'good'"),
+        ({3: 0.5}, "evaluate names each number"),
+    ],
+)
+def test_an_evaluation_that_is_no_numbers_by_name(found, message):
+    model, inputs = build("mlp")
+    told = {"budget": HALF, "evaluate": lambda work: found}
+    refused(model, inputs, InputError, message, lambda: topiarist.prune(model, inputs, **told))
+
+
+def test_an_evaluation_may_return_what_holds_one_number(tmp_path):
+    """In a folder too, where rows are JSON."""
+    model, inputs = build("mlp")
+    found = {"a": torch.tensor(0.5), "b": np.float32(0.25), "c": 1}
+    told = {"budget": HALF, "evaluate": evaluation_of(found), "folder": tmp_path}
+    rows = [row for _ in range(2) for row in topiarist.prune(model, inputs, **told).curve]
+    assert [{k: row[k] for k in "abc"} for row in rows] == 2 * [{"a": 0.5, "b": 0.25, "c": 1}]
+
+
+def evaluation_of(found):
+    return lambda work: found
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_compiled_code_cannot_be_cut():
+    model, inputs = image_model().eval(), torch.randn(2, 3, 6, 6)
+    for code in (torch.jit.script(model), torch.jit.trace(model, inputs)):
+        with pytest.raises(InputError, match=r"code that torch\.jit has fixed; pass the module that it was made of"):
+            topiarist.trace(code, inputs)
+
+
+def test_recovery_trains_where_gradients_are_off():
+    model, inputs = build("mlp")
+    batches = [(inputs, torch.zeros(len(inputs), dtype=torch.long))]
+    told = {"budget": HALF, "recover": "fine-tune", "data": batches, "loss": loss}
+    expected = topiarist.prune(model, inputs, **told)
+    with torch.no_grad():
+        found = topiarist.prune(model, inputs, **told)
+        assert not torch.is_grad_enabled()
+    assert [row["loss"] for row in found.history] == [row["loss"] for row in expected.history]
+    assert not torch.equal(found.model[0].weight, topiarist.prune(model, inputs, budget=HALF).model[0].weight)
+
+
+@pytest.mark.parametrize("told", [{"loss": "mse"}, {"loss": lambda out, targets: {"loss": out.sum()}}])
+def test_recovery_with_what_is_no_loss(told):
+    model, inputs = build("mlp")
+    told = {"budget": HALF, "data": [(inputs, torch.zeros(len(inputs)))], "recover": "fine-tune", **told}
+    message = "a loss is a function|one number"
+    refused(model, inputs, InputError, message, lambda: topiarist.prune(model, inputs, **told))
+
+
+@pytest.mark.parametrize("what", ["other options", "another model"])
+def test_a_folder_of_another_run_says_what_is_other(tmp_path, what):
+    model, inputs = build("mlp")
+    topiarist.prune(model, inputs, budget=HALF, folder=tmp_path)
+    budget, message = HALF, "of another model, or other weights"
+    if what == "other options":
+        budget = Budget(sparsity=0.25)
+        message = r"of other options \(budget: Budget\(sparsity=0\.5\).* there, Budget\(sparsity=0\.25\).* now\)"
+    else:
+        model[0].weight.data.add_(1)
+    with pytest.raises(InputError, match=message):
+        topiarist.prune(model, inputs, budget=budget, folder=tmp_path)
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    model, inputs = build("mlp")
+    (tmp_path / "run").write_text("mine")
+    told = {"budget": HALF, "folder": tmp_path / "run"}
+    refused(model, inputs, InputError, "kept in a folder", lambda: topiarist.prune(model, inputs, **told))
+
+
+def test_a_network_for_a_method_of_trees():
+    model, inputs = build("mlp")
+    data = [(inputs, torch.zeros(len(inputs), dtype=torch.long))]
+    for prune in (topiarist.methods.cost_complexity, topiarist.methods.reduced_error):
+        with pytest.raises(InputError, match=r"prunes a topiarist\.models\.DecisionTree, got Sequential"):
+            prune(model, inputs, data=data)
+
+
+def masked_by_torch():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    random_unstructured(model[0], "weight", amount=0.25)
+    return model
+
+
+def normed_by_a_hook():
+    return nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 5))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
+@pytest.mark.parametrize("make", [masked_by_torch, normed_by_a_hook])
+def test_a_weight_that_holds_the_graph_which_computed_it(make):
+    """It cannot be copied; once the model has run without gradients, it can."""
+    model, inputs = make(), torch.randn(3, 6)
+    for structure in STRUCTURES:
+        with pytest.raises(InputError, match=r"0\.weight holds the graph .* run the model once inside torch\.no_grad"):
+            topiarist.prune(model, inputs, structure=structure, budget=HALF)
+    with torch.no_grad():
+        model(inputs)
+    result = topiarist.prune(model, inputs, structure="channel", budget=HALF)
+    assert result.model[2].in_features == 4
+    assert result.verification.passed
+
+
 # ----------------------------------------------------------------------------------------------------- example inputs
 
 
@@ -283,7 +515,7 @@ def test_a_model_that_cannot_be_copied():
 
 def test_what_is_no_model():
     for call in (topiarist.trace, plan_of):
-        with pytest.raises(InputError, match=r"takes a torch\.nn\.Module, got function"):
+        with pytest.raises(InputError, match=r"is a torch\.nn\.Module, got function"):
             call(lambda x: x, torch.zeros(1))
 
 

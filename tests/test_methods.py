@@ -132,6 +132,17 @@ def test_an_option_that_a_method_decides_is_refused_by_name(tmp_path):
     assert "the method snip decides 'saliency' itself, got 'l1'" in " ".join(found.output.split())
 
 
+def test_an_option_that_no_method_has_is_refused_before_any_training(tmp_path):
+    arguments = f"prune --arch my --epochs 0.1 --method wanda --options amnog=input --out {tmp_path / 'run'}".split()
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 2, found.output
+    assert "the method wanda has no option 'amnog' (nearest: among; its options: structure, among, sequential)" in (
+        " ".join(found.output.split())
+    )
+    assert "train" not in found.output
+    assert not (tmp_path / "run" / "dense").exists()
+
+
 def test_an_error_of_the_users_own_stays_what_it_is(net):
     def loss(outputs, targets):
         raise TypeError("my_loss() got an unexpected keyword argument 'reduction'")

@@ -382,5 +382,13 @@ def test_layers_without_a_schedule_are_named():
     "options", [{"end": 0}, {"begin": 5, "end": 5}, {"end": 3, "every": 4}, {"end": 3, "every": 0}]
 )
 def test_a_window_without_updates_is_refused(options):
-    with pytest.raises(InputError, match="there must be one"):
+    with pytest.raises(InputError, match=r"there must be one|must be a whole number"):
         Pruner(make_mlp(), X, budget=Budget(sparsity=0.5), **options)
+
+
+def test_a_budget_of_latency_is_timed_when_the_pruner_is_made():
+    """Far above what the model takes, nothing goes; far below all that may go leaves, the update says what is there."""
+    model, inputs = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    pruner = Pruner(model, inputs, structure="channel", budget=Budget(latency_ms=1000.0), schedule="linear", end=2)
+    assert [pruner.step().num_removed for _ in range(2)] == [0, 0]
+    unmask(model)

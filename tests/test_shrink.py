@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 from dataclasses import replace
 
@@ -397,3 +398,40 @@ def test_everything_through_the_front_door():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         small(inputs)
+
+
+@pytest.mark.parametrize("sabotaged", [False, True])
+def test_the_order_of_dimensions_in_memory_stays(monkeypatch, sabotaged):
+    """Channels last stay last; the oracle is torch's own conversion of what is left."""
+    if sabotaged:
+        monkeypatch.setattr(importlib.import_module("topiarist.shrink.apply"), "_laid_out", lambda small, like: small)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).to(memory_format=torch.channels_last)
+    inputs = torch.randn(2, 3, 6, 6)
+    plan = topiarist.plan(model, inputs, structure="channel", budget=topiarist.Budget(sparsity=0.5))
+    small = shrink(model, plan, inputs)
+    expected = copy.deepcopy(small).to(memory_format=torch.channels_last)
+    agree = [a.stride() == b.stride() for a, b in zip(small.parameters(), expected.parameters(), strict=True)]
+    assert all(agree) is not sabotaged
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), expected.parameters(), strict=True))
+
+
+def test_any_other_order_in_memory_stays_too():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    model[2].weight = nn.Parameter(torch.randn(8, 5).t())
+    plan = topiarist.plan(model, torch.randn(2, 6), structure="channel", budget=topiarist.Budget(sparsity=0.5))
+    small = shrink(model, plan)
+    assert small[2].weight.stride() == (1, 5)
+    assert torch.equal(small[2].weight, model[2].weight[:, ~plan.removed["0.weight:0"]])
+
+
+def test_a_weight_norm_is_pruned_and_proved():
+    """Rows that go are zero while masked, and have no norm then: the proof is of the weights as they were."""
+    weight_norm = torch.nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(
+        weight_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)
+    )
+    inputs = torch.randn(2, 3, 6, 6)
+    result = topiarist.prune(model, inputs, structure="channel", budget=topiarist.Budget(sparsity=0.5))
+    kept = ~result.plan.removed["0.parametrizations.weight.original0:0"]
+    assert result.verification.passed
+    assert torch.equal(result.model[0].weight, model[0].weight[kept])

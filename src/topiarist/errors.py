@@ -41,7 +41,7 @@ def nearest(name: str, names: Iterable[str], *, n: int = 3) -> str:
         >>> nearest("fc1.wieght", ["fc1.weight", "conv.weight"], n=1)
         'nearest: fc1.weight'
     """
-    names = list(names)
+    names = [each for each in names if each]  # the model itself has the name ""
     close = difflib.get_close_matches(name, names, n=n, cutoff=0.4)
     if close:
         return "nearest: " + ", ".join(close)

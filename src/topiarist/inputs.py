@@ -68,5 +68,25 @@ def as_batch(batch: Any) -> tuple[Any, Any]:
     """
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-        raise InputError(f"a batch is a pair (inputs, targets), got a {type(batch).__name__}{size}")
+        raise InputError(
+            f"a batch is a pair (inputs, targets), got a {type(batch).__name__}{size}; data is an iterable of such "
+            "pairs, [(inputs, targets)] where there is one"
+        )
     return batch[0], batch[1]
+
+
+def as_scalar(loss: Any) -> Tensor:
+    """The loss of a batch as a scalar.
+
+    Raises:
+        InputError: it is not one number that depends on parameters.
+
+    Example:
+        >>> import torch
+        >>> as_scalar(torch.ones(1, requires_grad=True)).shape
+        torch.Size([])
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        inside = f"; it holds {[*loss]}: return one of them, or their sum" if isinstance(loss, Mapping) else ""
+        raise InputError(f"the loss must be one number that depends on the model's parameters, got {loss!r}{inside}")
+    return loss.reshape(())

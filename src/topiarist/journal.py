@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Journal:
 
     folder: Path | None
     identity: str = ""
+    run: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: str | Path | None, model: nn.Module, run: Mapping[str, Any]) -> Journal:
@@ -56,12 +57,10 @@ class Journal:
         for name, tensor in model.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        journal = cls(Path(folder), digest.hexdigest())
+        journal = cls(Path(folder), digest.hexdigest(), dict(run))
         held = journal._read()
         if held is not None and held.get("identity") != journal.identity:
-            raise InputError(
-                f"{folder} holds another run (other options, model or weights): {held.get('run')}; try another folder"
-            )
+            raise InputError(f"{folder} holds another run, of {_other(held.get('run'), run)}; try another folder")
         return journal
 
     def resume(self, model: nn.Module) -> tuple[nn.Module, Progress]:
@@ -83,6 +82,7 @@ class Journal:
             {
                 "format": _FORMAT,
                 "identity": self.identity,
+                "run": dict(self.run),
                 "step": name,
                 "random": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
                 "curve": [dict(row) for row in progress.curve],
@@ -108,3 +108,26 @@ class Journal:
         if not isinstance(held, dict) or held.get("format") != _FORMAT:
             raise FormatError(f"{self.folder / _FILE} is not a run of topiarist's; try another folder")
         return held
+
+
+def made_folder(folder: str | Path | None) -> Path | None:
+    """The folder of a run, which is made where it is not there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    if folder is None:
+        return None
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"a run is kept in a folder, and {folder} cannot be one ({error}); try another") from error
+    return Path(folder)
+
+
+def _other(held: Any, run: Mapping[str, Any]) -> str:
+    """What is other in a run that was kept: options by name, or else the model."""
+    there = held if isinstance(held, dict) else {}
+    names = [name for name in {**there, **run} if there.get(name) != run.get(name)] if there else []
+    differ = [f"{name}: {there.get(name)} there, {run.get(name)} now" for name in names]
+    return f"other options ({'; '.join(differ)})" if differ else "another model, or other weights or options"

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+import numbers
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -79,6 +80,9 @@ class Budget:
             raise InputError(
                 f"a budget has exactly one unit, got {given or 'none'}; try Budget(sparsity=0.9) or Budget(macs=0.5)"
             )
+        number = given[self.unit]
+        if isinstance(number, bool) or not isinstance(number, numbers.Real):
+            raise InputError(f"{self.unit} is a number, got {type(number).__name__} {number!r:.60}; try 0.5")
         low, high = {"compression": (1.0, math.inf), "latency_ms": (0.0, math.inf)}.get(self.unit, (0.0, 1.0))
         if not (low <= self.value <= high and math.isfinite(self.value)):
             raise InputError(f"{self.unit} must lie in [{low:g}, {high:g}] and be finite, got {self.value!r}")

@@ -20,6 +20,7 @@ from topiarist.allocation.base import Cost
 from topiarist.allocation.least import MinUnits, with_minimum
 from topiarist.allocation.sensitivity import GRID, SensitivityTable, analyse
 from topiarist.allocation.within import within
+from topiarist.asked import patterns, require, require_loss
 from topiarist.errors import InputError
 from topiarist.graph import Axes, trace
 from topiarist.mask.attach import masked
@@ -190,7 +191,7 @@ class Planner:
                 f"uniform={uniform!r} ties sizes, and {structure} leaves all as they are; try structure='channel'"
             )
         axes = trace(model, example_inputs, uniform)
-        return cls(model, axes, structure, keep, example_inputs=example_inputs, min_units=min_units)
+        return cls(model, axes, structure, patterns(keep), example_inputs=example_inputs, min_units=min_units)
 
     def criterion(self, saliency: str | Saliency) -> Saliency:
         """The criterion that is meant, told what it asks of the structure."""
@@ -265,6 +266,8 @@ class Planner:
         Raises:
             InputError: removing units makes no tensor smaller, or the device or the executor is not there.
         """
+        if budget is not None:
+            require(budget, Budget, "a budget is a Budget", "budget=Budget(sparsity=0.5), or Budget(macs=0.5)")
         if budget is None or budget.unit != "latency_ms":
             return self, budget
         require_physical(self.structure)
@@ -360,6 +363,8 @@ class Planner:
             InputError: the data or the loss that it takes is not there.
         """
         subject = Subject(self.model, self._scored_units(), self.axes, self.example_inputs, removed or {})
+        if loss is not None:
+            require_loss(loss)
         stats = start(needs(saliency), subject)
         for need, statistic in stats.items():
             if statistic.reads == "loss" and (data is None or loss is None):

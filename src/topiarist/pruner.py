@@ -10,6 +10,7 @@ from torch import nn
 from topiarist import schedule as schedules
 from topiarist import structure as structures
 from topiarist.allocation import Allocation
+from topiarist.asked import require, whole_number
 from topiarist.errors import FormatError, InputError
 from topiarist.mask import mask, unmask
 from topiarist.mask.soft import zero_once
@@ -79,18 +80,22 @@ class Pruner:
         round_to: int | Literal["auto"] | None = None,
         uniform: str | None = None,
     ) -> None:
-        if every < 1 or begin < 0 or end - begin < every:
+        require(budget, Budget, "a budget is a Budget", "budget=Budget(sparsity=0.5), or Budget(macs=0.5)")
+        whole_number(begin, "begin", least=0, attempt="begin=0")
+        whole_number(end, "end", least=0, attempt="end=begin + 10 * every")
+        whole_number(every, "every", least=1, attempt="every=1")
+        if end - begin < every:
             raise InputError(
                 f"updates come every {every} steps from {begin} to {end}: there must be one; try end=begin + 10 * every"
             )
         model = getattr(model, "_orig_mod", model)
         found = structures.resolve(structure, round_to, model)
         planner = Planner.of(model, example_inputs, found, keep, uniform)
-        self._planner = sound_planner(planner, example_inputs)
+        self._planner, self._budget = sound_planner(planner, example_inputs).timed(budget)
         self._saliency = self._planner.criterion(saliency)
         self._allocation = self._planner.allocation(allocation, self._saliency, data, loss)
         self._schedule = schedules.resolve(schedule)
-        self._budget, self._data, self._loss = budget, data, loss
+        self._data, self._loss = data, loss
         self._begin, self._every, self._num_updates = begin, every, (end - begin) // every
         self._allow_regrow = allow_regrow
         self._step = 0

@@ -17,8 +17,9 @@ from topiarist import structure as structures
 from topiarist.allocation import Allocation, Candidates, fit
 from topiarist.allocation.base import needs_scores, share
 from topiarist.allocation.least import MinUnits
+from topiarist.asked import named_numbers, whole_number
 from topiarist.errors import InputError, ShrinkError
-from topiarist.journal import Journal, Progress
+from topiarist.journal import Journal, Progress, made_folder
 from topiarist.mask import mask, unmask
 from topiarist.mask.attach import active_plan, reapply
 from topiarist.plan import Budget, Plan, Units
@@ -123,15 +124,14 @@ def prune(
         >>> result.model[0].out_features, result.verification.passed
         (4, True)
     """
+    folder = made_folder(folder)
     planner = sound_planner(
         Planner.of(model, example_inputs, structures.resolve(structure, round_to, model), keep, uniform, min_units),
         example_inputs,
     )
     criterion = planner.criterion(saliency)
     described = repr(budget)
-    if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    planner, budget = planner.timed(budget, None if folder is None else Path(folder) / TIMES, _timing(on_step))
+    planner, budget = planner.timed(budget, None if folder is None else folder / TIMES, _timing(on_step))
     run = _Run(
         planner=planner,
         saliency=criterion,
@@ -160,7 +160,7 @@ def finished(planner: Planner, work: nn.Module, progress: Progress, example_inpu
         none = {u.name: torch.zeros(u.num, dtype=torch.bool) for u in planner.units}
         plan = planner.make(none, achieved=planner.price(none))
     if planner.structure.is_physical:
-        unmask(work, restore=False)
+        unmask(work, restore=not plan.bases)  # what has no value at zero, as a weight norm, is proved where it has one
         small = shrink(work, plan, example_inputs)
         checked = verify(work, small, plan, example_inputs)
         if not checked.passed:
@@ -211,6 +211,15 @@ class _Run:
     ) -> tuple[nn.Module, Progress]:
         """Plan, mask, recover, evaluate, save; from where the journal left off."""
         work, progress = journal.resume(work)
+        try:
+            return work, self._steps(work, progress, budget, num_steps, journal)
+        except BaseException:
+            unmask(work, restore=False)  # whoever looks at the error keeps the model alive, and with it the mask's hook
+            raise
+
+    def _steps(
+        self, work: nn.Module, progress: Progress, budget: Budget | None, num_steps: int, journal: Journal
+    ) -> Progress:
         for step in range(len(progress.curve) + 1, num_steps + 1):
             planner = replace(self.planner, model=work, dense=self.planner.model)
             amounts_by = self._amounts_by()
@@ -235,7 +244,7 @@ class _Run:
                 "step": step,
                 "num_steps": num_steps,
                 **plan.achieved,
-                **(self.evaluate(work) if self.evaluate else {}),
+                **(named_numbers(self.evaluate(work)) if self.evaluate else {}),
             }
             if earlier is not None and self.accept is not None and not self.accept(row):
                 earlier.restore(work)
@@ -244,7 +253,7 @@ class _Run:
             journal.save(work, progress)
             if self.on_step is not None:
                 self.on_step(row)
-        return work, progress
+        return progress
 
     def _amounts_by(self) -> Saliency:
         """The criterion that says how much goes of each set: any will do where the allocation does not look at scores,
@@ -362,8 +371,7 @@ def _num_steps(steps: int | None, schedule: Schedule | PerLayer, allocation: All
     own = getattr(schedule, "num_steps", None)
     if steps is None:
         steps = int(own(budget.removed)) if own is not None and budget is not None else 1
-    if steps < 1:
-        raise InputError(f"steps must be 1 or more, got {steps}")
+    whole_number(steps, "steps", least=1, attempt="steps=5")
     if budget is None and steps > 1 and not getattr(allocation, "repeats", False):
         raise InputError(f"{steps} steps need a budget to approach; an allocation with its own amounts takes one step")
     return steps

@@ -27,6 +27,7 @@ from topiarist.inputs import as_batch
 from topiarist.io import load
 from topiarist.measure import evaluate
 from topiarist.measure.executors import prepare
+from topiarist.methods import resolve as resolve_method
 from topiarist.plan import Budget
 from topiarist.planning import plan, require_physical
 from topiarist.recover import Distil, FineTune, LRRewind, Recovery, TrainingRecipe, WeightRewind
@@ -168,6 +169,7 @@ class Task:
         """
         r = self.recipe
         if r.method is not None:
+            resolve_method(r.method).check(r.method_options)
             _ = self.method_options, self.training
             return
         budget = self.amount["budget"]

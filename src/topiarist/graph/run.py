@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from topiarist.asked import require_module
 from topiarist.errors import InputError, TraceError
 from topiarist.graph import attributes
 from topiarist.graph.arguments import SIZE_ARGUMENTS
@@ -157,13 +158,22 @@ def trace(model: nn.Module, example_inputs: Any, uniform: str | None = None) -> 
         >>> trace(net, torch.zeros(1, 4)).free
         ['0.weight:0']
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"trace takes a torch.nn.Module, got {type(model).__name__}")
+    require_module(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            f"{type(model).__name__} is code that torch.jit has fixed; pass the module that it was made of"
+        )
     as_arguments(example_inputs)  # refuses what is no arguments
     held = list(model_tensors(model))
     lazy = [name for name, tensor, _ in held if torch.nn.parameter.is_lazy(tensor)]
     if lazy:
         raise InputError(f"{lazy[0]} is lazy, it has no shape yet: call model(example_inputs) once, then trace")
+    computed = [name for name, tensor, _ in held if not tensor.is_leaf]
+    if computed:  # as the older weight norm and masks of torch.nn.utils leave it
+        raise InputError(
+            f"{computed[0]} holds the graph that computed it, which copy.deepcopy(model) refuses; topiarist works on a "
+            "copy: run the model once inside torch.no_grad(), after which it holds a plain tensor"
+        )
     with collector_paused():
         return _traced(model, example_inputs, held, None if uniform is None else read(model, uniform))
 

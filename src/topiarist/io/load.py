@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -42,7 +43,7 @@ def load(path: str | os.PathLike[str], *, build: Callable[[], nn.Module]) -> nn.
     description, file = _read(Path(path))
     plan = _plan(description)
     tensors = _read_tensors(file, description)
-    model = build()
+    model = _built(build)
     if not isinstance(model, nn.Module):
         raise InputError(f"build must return a torch.nn.Module, got {type(model).__name__}; try build=MyNet")
     layout.rewrite(model, description)
@@ -57,6 +58,24 @@ def load(path: str | os.PathLike[str], *, build: Callable[[], nn.Module]) -> nn.
         except InputError as error:
             raise FormatError(f"the stored plan does not fit the stored model: {error}") from error
     return model
+
+
+def _built(build: Callable[[], nn.Module]) -> nn.Module:
+    """What ``build`` makes."""
+    if isinstance(build, nn.Module) or not callable(build):
+        raise InputError(
+            f"build makes the original model when it is called, got {type(build).__name__}; try build=MyNet"
+        )
+    try:
+        inspect.signature(build).bind()
+    except TypeError as error:
+        name = getattr(build, "__name__", type(build).__name__)
+        raise InputError(
+            f"build is called without arguments, and {name} takes some ({error}); try build=lambda: {name}(…)"
+        ) from error
+    except ValueError:
+        pass  # what is written in C may have no signature
+    return build()
 
 
 def load_plan(path: str | os.PathLike[str]) -> Plan | None:

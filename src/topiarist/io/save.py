@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from topiarist.asked import require_module
 from topiarist.errors import FormatError, InputError
 from topiarist.io import format as layout
 from topiarist.mask.attach import active_plan
@@ -38,6 +39,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, plan: Plan | None = 
         >>> sorted(p.name for p in folder.iterdir())
         ['model.json', 'model.safetensors']
     """
+    require_module(model)
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"a model is saved to a folder, {folder} is a file; try a name of its own")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from topiarist.asked import require, require_module
 from topiarist.errors import InputError, nearest
 from topiarist.graph.bypass import identity_hook
 from topiarist.graph.factored import projected
@@ -106,7 +107,8 @@ _handles: list[RemovableHandle] = []
 def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """Zero in place what ``plan`` removes, and keep it zero through every optimizer step, until `unmask`.
 
-    A model that is masked already takes the new mask instead; entries that come back hold their values of before.
+    A model that is masked already takes the new mask instead; entries that come back hold their values of before. A
+    copy of the model, by `copy.deepcopy` or pickle, has the zeros and no mask: mask it too, or use `topiarist.save`.
 
     Returns:
         The same model.
@@ -121,6 +123,8 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         0.0
         >>> _ = unmask(layer)
     """
+    require_module(model)
+    require(plan, Plan, "a plan is a Plan", "what topiarist.plan returns, or Plan.from_json(text)")
     masks = plan.masks(model)
     _check_fit(model, plan)
     if model in _attached:
@@ -166,6 +170,7 @@ def unmask(model: nn.Module, *, restore: bool = True) -> nn.Module:
     Returns:
         The same model.
     """
+    require_module(model)
     attachment = _attached.pop(model, None)
     if attachment is not None:
         attachment.end.detach()

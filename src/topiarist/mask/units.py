@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist import structure as structures
+from topiarist.asked import patterns
 from topiarist.graph import Axes, trace
 from topiarist.plan import Member, Units
 from topiarist.structure import Structure
@@ -27,7 +28,7 @@ def units_in(
     model = getattr(model, "_orig_mod", model)
     axes = trace(model, example_inputs)
     found: dict[str, Units] = {}
-    for units in structures.resolve(structure, None, model).units(axes, keep):
+    for units in structures.resolve(structure, None, model).units(axes, patterns(keep)):
         for each in (axis_units(axes[name]) for name, _ in units.step) if units.step else (units,):
             found.setdefault(each.name, each)
     return axes, tuple(found.values())

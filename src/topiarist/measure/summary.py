@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 
+from topiarist.asked import require_module
 from topiarist.errors import InputError
 from topiarist.measure.latency import Latency, compare
 from topiarist.measure.macs import macs
@@ -115,6 +116,7 @@ def measure(
         '2.00× theoretical against eager dense; not timed.'
     """
     threads = torch.get_num_threads() if num_threads is None else num_threads
+    require_module(model)
     models = {"baseline": baseline, "model": model} if baseline is not None else {"model": model}
     found = {name: _counted(m, example_inputs, threads) for name, m in models.items()}
     if latency:

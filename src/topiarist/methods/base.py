@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
 
 from topiarist.errors import InputError, nearest
-from topiarist.pruning import PruneResult
+from topiarist.pruner import Pruner
+from topiarist.pruning import PruneResult, prune
 
 Run = Callable[..., PruneResult]
 R = TypeVar("R", bound=Run)
@@ -62,14 +63,31 @@ class Method:
         try:
             return self.run(model, example_inputs, **given, **options)
         except TypeError as error:
-            refused = re.search(r"(?:multiple values for|unexpected) keyword argument '(\w+)'", str(error))
-            if refused is None or refused[1] not in options:
+            refused = re.search(r"(multiple values for|unexpected) keyword argument '(\w+)'", str(error))
+            if refused is None or refused[2] not in options:
                 raise
-            own = ", ".join(self.options) or "none of its own"
-            raise InputError(
-                f"the method {self.name} decides {refused[1]!r} itself, got {options[refused[1]]!r}; leave it out "
-                f"(its options: {own})"
-            ) from error
+            raise self._refusal(refused[2], options[refused[2]], decides=refused[1] != "unexpected") from error
+
+    def check(self, options: Iterable[str]) -> None:
+        """Refuse options that neither the method nor `topiarist.prune` has, before anything is run.
+
+        Raises:
+            InputError: there is one.
+        """
+        known = {name for made_by in (self.run, prune, Pruner) for name in inspect.signature(made_by).parameters}
+        for name in options:
+            if name not in known:
+                raise self._refusal(name, decides=False)
+
+    def _refusal(self, option: str, value: object = None, *, decides: bool) -> InputError:
+        own = ", ".join(self.options) or "none of its own"
+        if decides:
+            return InputError(
+                f"the method {self.name} decides {option!r} itself, got {value!r}; leave it out (its options: {own})"
+            )
+        return InputError(
+            f"the method {self.name} has no option {option!r} ({nearest(option, self.options)}; its options: {own})"
+        )
 
 
 METHODS: dict[str, Method] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from topiarist.errors import BudgetError
 from topiarist.methods.base import method
-from topiarist.methods.trees import Row, accuracy, examples, result, row
+from topiarist.methods.trees import Row, accuracy, examples, require_tree, result, row
 from topiarist.models.tree import LEAF, DecisionTree
 from topiarist.plan import Budget
 from topiarist.pruning import PruneResult
@@ -42,10 +42,11 @@ def cost_complexity(
 
     Raises:
         BudgetError: no tree of the sequence is small enough.
-        InputError: no data.
+        InputError: no data, or no tree.
     """
     from sklearn.tree import DecisionTreeClassifier
 
+    require_tree(model)
     inputs, targets = examples(data)
     held = examples(validation) if validation is not None else (inputs, targets)
     path = DecisionTreeClassifier(**model.settings).cost_complexity_pruning_path(inputs.numpy(), targets.numpy())

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from topiarist import recover as recoveries
+from topiarist.asked import named_numbers
 from topiarist.data.loader import count_batches
 from topiarist.errors import InputError
 from topiarist.journal import Progress
@@ -68,7 +69,7 @@ def while_training(
     rows = train(work, data, loss, recipe, on_step=after_step)
     context = RecoveryContext(data=data, loss=loss, plan=pruner.plan, recipe=recipe, dense=model, progress=told)
     rows += recoveries.resolve(recover)(work, context)
-    moves[-1].update(evaluate(work) if evaluate is not None else {})
+    moves[-1].update(named_numbers(evaluate(work)) if evaluate is not None else {})
     curve = tuple({**move, "num_steps": len(moves)} for move in moves)
     if on_step is not None:
         on_step(curve[-1])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from topiarist.asked import named_numbers
 from topiarist.data.loader import count_batches
 from topiarist.errors import InputError, TrainingError
 from topiarist.inputs import as_batch
@@ -106,7 +107,7 @@ def finished(
     result: PruneResult, model: nn.Module, rows: Iterable[Row], evaluate: Evaluate | None, on_step: OnStep | None
 ) -> PruneResult:
     """The result with the trained ``model`` in it, its evaluation in the curve and ``rows`` in the history."""
-    found: Mapping[str, float] = evaluate(model) if evaluate is not None else {}
+    found: Mapping[str, float] = named_numbers(evaluate(model)) if evaluate is not None else {}
     row = {"step": 1, "num_steps": 1, **result.plan.achieved, **found}
     history = tuple({**each, "step": 1, "batch": each["step"]} for each in rows)
     if on_step is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from topiarist.allocation import Global
+from topiarist.asked import patterns
 from topiarist.mask import ScaleL1, units_in
 from topiarist.methods.base import method
 from topiarist.methods.stages import as_first_step, kept, training
@@ -64,7 +65,7 @@ def network_slimming(
         example_inputs,
         structure="channel",
         saliency="bn-scale",
-        keep=[*keep, *(u.layer for u in units if not _scaled(u, penalty))],
+        keep=[*patterns(keep), *(u.layer for u in units if not _scaled(u, penalty))],
         recover=recover,
         data=data,
         loss=loss,

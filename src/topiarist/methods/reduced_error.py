@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from topiarist.methods.base import method
-from topiarist.methods.trees import accuracy, examples, result, row
+from topiarist.methods.trees import accuracy, examples, require_tree, result, row
 from topiarist.models.tree import LEAF, DecisionTree
 from topiarist.pruning import PruneResult
 
@@ -27,8 +27,9 @@ def reduced_error(model: DecisionTree, example_inputs: Any = None, *, data: Iter
     those with the fewest errors on them. ``curve`` has one row, with ``num_leaves`` and ``accuracy``.
 
     Raises:
-        InputError: no data.
+        InputError: no data, or no tree.
     """
+    require_tree(model)
     inputs, targets = examples(data)
     removed = _removed(model, _errors(model, inputs, targets))
     found = row(model, removed, 1, accuracy=accuracy(model.without(removed), inputs, targets))

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from topiarist.asked import named_numbers
 from topiarist.errors import InputError
 from topiarist.io import load, save
 from topiarist.measure import evaluate as evaluate_on
@@ -82,7 +83,7 @@ def tolerance(
     least = chosen(model)["accuracy"] - drop - 1e-12  # accuracies are quotients of counts
 
     def both(work: nn.Module) -> dict[str, float]:
-        return {**(evaluate(work) if evaluate is not None else {}), "judged": chosen(work)["accuracy"]}
+        return {**(named_numbers(evaluate(work)) if evaluate is not None else {}), "judged": chosen(work)["accuracy"]}
 
     return both, AtLeast(least)
 

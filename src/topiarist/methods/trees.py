@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topiarist.asked import require
 from topiarist.errors import InputError
 from topiarist.inputs import as_batch
 from topiarist.models.tree import DecisionTree
@@ -27,6 +28,15 @@ def examples(data: Iterable[Any] | None) -> tuple[Tensor, Tensor]:
     if not batches:
         raise InputError("pruning a tree looks at examples: pass data=batches of (inputs, targets)")
     return torch.cat([inputs for inputs, _ in batches]), torch.cat([targets for _, targets in batches])
+
+
+def require_tree(model: object) -> None:
+    """Refuse what is no decision tree.
+
+    Raises:
+        InputError: it is a network, say.
+    """
+    require(model, DecisionTree, "this method prunes a topiarist.models.DecisionTree", "a method for networks")
 
 
 def accuracy(tree: DecisionTree, inputs: Tensor, targets: Tensor) -> float:

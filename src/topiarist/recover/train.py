@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from topiarist.asked import named_numbers, require_loss
 from topiarist.data.loader import count_batches
 from topiarist.errors import InputError, TrainingError
-from topiarist.inputs import as_batch, call
+from topiarist.inputs import as_batch, as_scalar, call
 from topiarist.recover.checkpoints import Checkpoints
 from topiarist.recover.recipe import TrainingRecipe
 
@@ -57,6 +58,7 @@ def train(
         >>> [row["step"] for row in rows], rows[-1]["loss"] < rows[0]["loss"]
         ([0, 1, 2], True)
     """
+    require_loss(loss)
     num_batches = count_batches(data)
     num_steps = recipe.num_steps(num_batches)
     optimizer = recipe.make_optimizer(model)
@@ -80,7 +82,7 @@ def train(
                 rows.append(row)
                 _save(checkpoints, step, model, optimizer)
                 if evaluate is not None and (step % num_batches == 0 or step == num_steps):
-                    row.update(evaluate(model))
+                    row.update(named_numbers(evaluate(model)))
                     model.train()
                 if on_step is not None:
                     on_step({**row, "num_steps": num_steps})
@@ -121,7 +123,7 @@ def _step(
     inputs, targets = to_device(as_batch(batch), optimizer.param_groups[0]["params"][0].device)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    value = loss(call(model, inputs), targets)
+    value = as_scalar(loss(call(model, inputs), targets))
     number = float(value.detach())
     if not math.isfinite(number):
         raise TrainingError(
@@ -159,11 +161,12 @@ def _replay(data: Iterable[Any], num_batches: int, start: int, stop: int) -> Ite
 
 @contextmanager
 def training_mode(model: nn.Module) -> Iterator[None]:
-    """Training mode inside the ``with``, and the modes of before afterwards."""
+    """Training mode and gradients inside the ``with``, and the modes of before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.train()
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         for module, training in modes:
             module.training = training

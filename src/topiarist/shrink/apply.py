@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from topiarist.asked import require, require_module
 from topiarist.errors import InputError, ShrinkError
 from topiarist.graph import attributes
 from topiarist.graph.bypass import Bypass, replace_module
@@ -52,6 +53,8 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Modul
           (2): Linear(in_features=2, out_features=1, bias=True)
         )
     """
+    require_module(model)
+    require(plan, Plan, "a plan is a Plan", "what topiarist.plan returns: shrink(model, plan, example_inputs)")
     if plan.structure == "weight" or plan.zeroed:
         what = "single weights" if plan.structure == "weight" else f"units of {plan.structure!r}"
         raise InputError(f"{what} leave shapes as they are: use topiarist.mask, or a structure such as 'channel'")
@@ -153,7 +156,14 @@ def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...], known: dict[tuple
         if key not in known:
             known[key] = (~piece.removed).nonzero().flatten().to(small.device)
         small = small.index_select(piece.dim, known[key])
-    return small
+    return small if tensor.is_contiguous() else _laid_out(small, tensor)
+
+
+def _laid_out(small: Tensor, like: Tensor) -> Tensor:
+    """``small`` with its dimensions in the order in which ``like`` has them in memory: channels last stay last."""
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda dim: -strides[dim])
+    return small.permute(order).contiguous().permute([order.index(dim) for dim in range(like.dim())])
 
 
 def check_runs(model: nn.Module, example_inputs: Any, original: nn.Module) -> None:

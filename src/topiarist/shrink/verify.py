@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from topiarist.asked import require_module
 from topiarist.errors import InputError
 from topiarist.graph import Axes, trace
 from topiarist.graph.bypass import identity
@@ -89,6 +90,7 @@ def verify(
         >>> verify(net, shrink(net, plan), plan, x).passed
         True
     """
+    require_module(small)
     whole = shrink(model, plan)
     _check_tensors(small, whole)
     inputs = _random_like(example_inputs)

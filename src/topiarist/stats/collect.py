@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from topiarist.errors import InputError
-from topiarist.inputs import as_batch, call
+from topiarist.inputs import as_batch, as_scalar, call
 from topiarist.stats.preserve import preserved
 from topiarist.stats.statistic import Batch, Loss, Statistic, Subject
 from topiarist.stats.uses import Use, Watch
@@ -142,11 +142,10 @@ def _run(
 
 
 def _checked(value: Any, number: int) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        raise InputError(f"the loss must be one number that depends on the model's parameters, got {value!r}")
-    if not torch.isfinite(value):
-        raise InputError(f"the loss of batch {number} is {value.item()}; look at the data and at the model's weights")
-    return value.reshape(())
+    loss = as_scalar(value)
+    if not torch.isfinite(loss):
+        raise InputError(f"the loss of batch {number} is {loss.item()}; look at the data and at the model's weights")
+    return loss
 
 
 def _num_samples(inputs: Any) -> int:

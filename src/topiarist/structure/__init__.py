@@ -66,6 +66,8 @@ def resolve(
     """
     if isinstance(structure, str):
         structure = named(structure)
+    if isinstance(structure, type) or not hasattr(structure, "units"):
+        raise InputError(f"a structure is a word of {[*STRUCTURES]} or an object such as Channel(), got {structure!r}")
     if round_to is None:
         return structure
     if not isinstance(structure, Channel):

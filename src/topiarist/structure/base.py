@@ -62,9 +62,8 @@ def require_some(units: list[Units], what: str, axes: Axes) -> list[Units]:
     """
     if not units:
         pinned = "; ".join(f"{a.name}: {a.pins[0]}" for a in axes.axes if a.pins and a.pins[0].kind not in FIXED)
-        raise InputError(
-            f"the model has no {what} that may go ({pinned or 'no parameters take part'}); try axes.summary()"
-        )
+        why = pinned or "all that it has is input, output or kept, or of another kind"
+        raise InputError(f"the model has no {what} that may go ({why}); try axes.summary()")
     return units
 
 

@@ -14,6 +14,7 @@ from itertools import combinations, product
 import torch
 from torch import Tensor, nn
 
+from topiarist.asked import patterns
 from topiarist.errors import InputError
 from topiarist.graph import Axes, AxisInfo, trace
 from topiarist.graph.axis import Axis, AxisGraph
@@ -73,7 +74,7 @@ def permute(
     if not isinstance(structure, NM):
         raise InputError(f"an order of channels matters to n:m alone, got {structure}; try '2:4'")
     axes, moved = trace(model, example_inputs), copy.deepcopy(model)
-    names = [n for n in weights_to_cut(axes, keep) if n in axes.matrices()]
+    names = [n for n in weights_to_cut(axes, patterns(keep)) if n in axes.matrices()]
     before, orders = _kept(axes, moved, names, structure), {}
     free = [axis for axis in axes.axes if not axis.pins]
     for done, axis in enumerate(free, 1):
