@@ -154,15 +154,21 @@ def held_tensors(module: nn.Module, seen: set[int] | None = None) -> dict[str, T
     """
     found: dict[str, Tensor] = {}
     seen = set() if seen is None else seen
-    for name, value in module.__dict__.items():
-        kind = type(value)
-        if kind in _WITHOUT or name in INTERNAL or not is_name(name):
+    held = module.__dict__
+    holding = {name for name in held.keys() - INTERNAL if not _is_without(held[name])}  # none, as mostly
+    for name, value in held.items() if holding else ():
+        if name not in holding or not is_name(name):
             continue
         if isinstance(value, Tensor):
             found[name] = value
-        elif kind is not tuple or not _WITHOUT.issuperset(map(type, value)):
+        else:
             found.update(_contained(name, value, seen))
     return found
+
+
+def _is_without(value: Any) -> bool:
+    """Whether a value, or all that a tuple holds, is of the commonest kinds, which hold no tensor."""
+    return type(value) in _WITHOUT or (type(value) is tuple and _WITHOUT.issuperset(map(type, value)))
 
 
 def _contained(name: str, value: Any, seen: set[int]) -> Iterator[tuple[str, Tensor]]:

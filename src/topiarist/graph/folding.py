@@ -13,12 +13,14 @@ from topiarist.graph.groups import Axes
 from topiarist.graph.kernels import Kernels
 from topiarist.graph.multiples import Multiples, Powers
 from topiarist.graph.rehearsal import Performance, Stage, faults, without
-from topiarist.graph.sizes import Constraint
+from topiarist.graph.sizes import Constraint, atoms_in, paths_in
 from topiarist.graph.trace import Trace
 
 
 def fold(state: Trace, collect: Callable[[], Axes], stage: Stage) -> Collection[int]:
     """Take values that weights can make up for out of the constraints; the places of their numbers in a performance."""
+    if not _may_follow(state.constraints):
+        return ()
     axes = _as_if_free(state, collect)
     evaluation, others = state.values["evaluation"], state.values["training"]
     found = _in_mode(axes, evaluation, stage, training=False)
@@ -34,6 +36,15 @@ def fold(state: Trace, collect: Callable[[], Axes], stage: Stage) -> Collection[
     state.constraints = [c for c in state.constraints if id(c) not in gone]
     state.folds = found.folds
     return found.sites
+
+
+def _may_follow(constraints: Sequence[Constraint]) -> bool:
+    """Whether a size that becomes a value is that of an axis, or an attribute that sizes of axes are made of."""
+    sizes = {path for c in constraints if not c.is_value for path in paths_in(c.expression)}
+    values = [c.expression for c in constraints if c.is_value]
+    return any(isinstance(atom, Axis) for e in values for atom in atoms_in(e)) or any(
+        path in sizes for e in values for path in paths_in(e)
+    )
 
 
 def _as_if_free(state: Trace, collect: Callable[[], Axes]) -> Axes:
@@ -64,7 +75,9 @@ def _in_mode(axes: Axes, values: Sequence[Constraint], stage: Stage, training: b
 
         return stage.listened(axes, {}, training, listen).reads
 
-    held = faults(axes, way({}), way)  # by another way that the smaller model goes
+    def held() -> Collection[Axis]:
+        return faults(axes, way({}), way)  # by another way that the smaller model goes
+
     return folds(axes, values, held, perform, reads, shapes)
 
 

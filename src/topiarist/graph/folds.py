@@ -62,16 +62,20 @@ class Found:
 
 
 def folds(
-    axes: Axes, values: Sequence[Constraint], held: Collection[Axis], perform: Callable[[Sizes], Performance],
+    axes: Axes, values: Sequence[Constraint], held: Callable[[], Collection[Axis]],
+    perform: Callable[[Sizes], Performance],
     reads: Callable[[Collection[int]], Sequence[Powers]], shapes: Mapping[str, tuple[int, ...]],
 ) -> Found:  # fmt: skip
     """The numbers that follow from sizes and that weights can make up for.
 
-    ``values`` are the constraints of sizes that became numbers in one run of the whole model, ``held`` leaves that
-    cannot shrink whatever the numbers; ``perform`` runs it with other sizes, ``reads`` whole, with numbers at these
-    places as atoms (`topiarist.graph.multiples.Multiples`), and ``shapes`` are those of the weights.
+    ``values`` are the constraints of sizes that became numbers in one run of the whole model, ``held`` finds the
+    leaves that cannot shrink whatever the numbers; ``perform`` runs it with other sizes, ``reads`` whole, with
+    numbers at these places as atoms (`topiarist.graph.multiples.Multiples`), and ``shapes`` are those of the
+    weights.
     """
-    groups = [group for group in _groups(axes, values) if not group.more.keys() & set(held)]
+    groups = list(_groups(axes, values))
+    stopped = set(held()) if groups else set()
+    groups = [group for group in groups if not group.more.keys() & stopped]
     if not groups:
         return Found({})
     whole, runs = perform({}), _runs(groups)
