@@ -94,6 +94,7 @@ def test_a_shifted_cut_is_caught(encoder: tuple[nn.Module, Tensor]) -> None:
     assert is_caught(model, Plan("head", cut.plan.removed, wrong, cut.plan.attributes), inputs)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_padding_and_the_fast_path(encoder: tuple[nn.Module, Tensor]) -> None:
     """Where torch's fast path ran before, what is left gives the same at every token that is there."""
     model, inputs = encoder

@@ -291,9 +291,9 @@ CASES = {
     # where a tensor lies
     "another way on the meta device": (lambda m, h: h * h.mean() if h.is_meta else h * 2, {}, FREE),
     "another way off the CPU": (lambda m, h: h * 2 if h.is_cpu else h * h.mean(), {}, FREE),
-    # tensors in lists and dicts are constants
-    "a table in a list": (lambda m, h: h + m.tables[0], {"tables": [torch.ones(8)]}, PINNED),
-    "a table in a dict": (lambda m, h: h * m.tables["one"], {"tables": {"one": torch.ones(1, 8)}}, PINNED),
+    # tensors in lists and dicts
+    "a table in a list": (lambda m, h: h + m.tables[0], {"tables": [torch.ones(8)]}, FREE),
+    "a table in a dict": (lambda m, h: h * m.tables["one"], {"tables": {"one": torch.ones(1, 8)}}, FREE),
     # what counts values
     "a histogram": (lambda m, h: h / torch.histc(h, 4).sum(), {}, PINNED),
     "what there is": (lambda m, h: h / len(torch.unique(h)), {}, PINNED),

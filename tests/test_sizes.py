@@ -239,11 +239,12 @@ ARRIVALS = {
     "a check of a literal": (lambda m, h: _checked(h, 12), {}, 0),
     "an assertion on shapes": (lambda m, h: _checked_shape(h, h * 2), {}, 1),
     "a value": (lambda m, h: h * m.n, {"n": 12}, 1),  # n is nobody's size: it stays
-    "a value that is a size": (lambda m, h: h.view(3, m.n) * m.n, {"n": 12}, 0),
+    # what is a power of a size, weights make up for
+    "a value that is a size": (lambda m, h: h.view(3, m.n) * m.n, {"n": 12}, 1),
     "a value in a function": (lambda m, h: F.leaky_relu(h, h.shape[1]), {}, 0),
-    "a value by math": (lambda m, h: h / math.sqrt(h.shape[-1]), {}, 0),
-    "a value by numel": (lambda m, h: h / h.numel(), {}, 0),
-    "a value by numpy": (lambda m, h: h / float(np.sqrt(h.size(-1))), {}, 0),
+    "a value by math": (lambda m, h: h / math.sqrt(h.shape[-1]), {}, 1),
+    "a value by numel": (lambda m, h: h / h.numel(), {}, 1),
+    "a value by numpy": (lambda m, h: h / float(np.sqrt(h.size(-1))), {}, 1),
     "a maximum": (lambda m, h: h.view(3, max(m.n, 1)), {"n": 12}, 1),
     "arange": (lambda m, h: h * torch.arange(h.shape[1]), {}, 0),
     "a loop": (lambda m, h: torch.cat([h[:, i * m.d : (i + 1) * m.d] for i in range(m.h)], 1), {"h": 3, "d": 4}, None),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,9 @@ def main() -> None:
 def render(table: Table) -> str:
     """The table in Markdown, from the data alone."""
     rows = []
-    for key in dict.fromkeys(key.rpartition("/")[0] for key in table.cells):
-        cells = [c for k, c in sorted(table.cells.items()) if k.rpartition("/")[0] == key]
-        net, way, budget = key.split("/")
+    ways = [("dense", "1"), *((way, f"{budget:g}") for budget in BUDGETS for way in ("FLOP", "small"))]
+    for net, (way, budget) in product(NETS, ways):
+        cells = [c for k, c in sorted(table.cells.items()) if k.rpartition("/")[0] == f"{net}/{way}/{budget}"]
         ranks = "/".join(f"{c['min_rank']:g}" for c in cells if "min_rank" in c)
         rows.append([net, way, budget, mean_std([c["size"] for c in cells], 4),
                      mean_std([c["accuracy"] for c in cells], 3), ranks])  # fmt: skip

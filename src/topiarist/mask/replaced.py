@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from topiarist.held import held_tensors, put_tensor
+
 Compute = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
@@ -87,4 +89,7 @@ class Replaced:
         if self._depth == 0:
             while self._put_back:
                 owner, leaf, parameter = self._put_back.pop()
-                owner._parameters[leaf] = parameter
+                made, owner._parameters[leaf] = owner._parameters[leaf], parameter
+                for path, tensor in held_tensors(owner).items():  # recurrent layers list their weights as they run
+                    if tensor is made:
+                        put_tensor(owner, path, parameter)
