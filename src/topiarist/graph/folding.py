@@ -22,17 +22,15 @@ def fold(state: Trace, collect: Callable[[], Axes], stage: Stage) -> Collection[
     if not _may_follow(state.constraints):
         return ()
     axes = _as_if_free(state, collect)
-    evaluation, others = state.values["evaluation"], state.values["training"]
-    found = _in_mode(axes, evaluation, stage, training=False)
-    if state.modes.are_one:  # what ran twice computed the same twice
-        known = {(c.where, c.module) for c in found.values}
-        alike: Sequence[Constraint] = [c for c in others if (c.where, c.module) in known]
-    else:
-        trained = _in_mode(axes, others, stage, training=True) if found.folds else Found({})
+    found = _in_mode(axes, state.values["evaluation"], stage, training=False)
+    trained = Found({})
+    if not state.modes.are_one:
+        trained = _in_mode(axes, state.values["training"], stage, training=True) if found.folds else trained
         if not _agree(found, trained):
             return ()
-        alike = trained.values
-    gone = {id(c) for c in (*found.values, *alike)}
+    known = {(c.where, c.module) for c in found.values}
+    again = [c for c in state.values["compared"] if (c.where, c.module) in known]  # what ran twice computed the same
+    gone = {id(c) for c in (*found.values, *trained.values, *again)}
     state.constraints = [c for c in state.constraints if id(c) not in gone]
     state.folds = found.folds
     return found.sites

@@ -99,7 +99,9 @@ class Trace:
         self.costs: list[Cost] = []
         self.numbers: Performance = []  # that operators were given in evaluation mode
         self.constraints: list[Constraint] = []
-        self.values: dict[str, list[Constraint]] = {"evaluation": [], "training": []}  # those of sizes become values
+        self.values: dict[str, list[Constraint]] = {  # those of sizes become values, by the run
+            "evaluation": [], "compared": [], "training": [],
+        }  # fmt: skip
         self.folds: Mapping[frozenset[Axis], tuple[Fold, ...]] = {}  # what makes up for such values, by leaves
         self.integers: dict[str, int] = {}  # attribute → value, as the model has them
         self.unknown: dict[str, str] = {}  # operator without a rule → first source line
@@ -442,7 +444,7 @@ class Trace:
         now = evaluate(expression, self.integers, lambda axis: self.graph.find(axis).size)
         value = Constraint(Term("-", expression, now), Axis(0), *self.here(), is_value=True)
         self.constraints.append(value)
-        self.values["evaluation" if self.counts else "training"].append(value)
+        self.values["evaluation" if self.counts else "compared" if self.counting else "training"].append(value)
 
     def on_equal(self, left: Expression, right: Expression) -> None:
         """The code found two sizes equal: they must stay so for it to go the same way."""
