@@ -162,6 +162,17 @@ def mean_by_size() -> Entry:
 
 
 @net
+def shifted_by_size() -> Entry:
+    """By a number that no weight makes up for."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        hidden = F.relu(m.first(x))
+        return m.last(F.relu(m.second(hidden + 1 / hidden.shape[-1])))
+
+    return Net(forward, first=nn.Linear(6, 4), second=nn.Linear(4, 16), last=nn.Linear(16, 4)), x(3, 6)
+
+
+@net
 def keeps_its_size() -> Entry:
     def forward(m: Any, x: Tensor) -> Any:
         m.width = m.first.weight.shape[0]
