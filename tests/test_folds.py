@@ -210,3 +210,19 @@ def test_places_of_a_part_by_counting() -> None:
     assert not overlap(frozenset({part}), frozenset({other}))
     assert overlap(frozenset({part}), frozenset({other._replace(offset=(5, 2), rest=())}))
     assert not overlap(frozenset({part}), frozenset({part._replace(tensor="v")}))
+
+
+def test_axes_that_are_inexact_beside_it_in_single_precision() -> None:
+    """The proof runs in float64, what is known of the model by its own precision."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.norm(m.first(x).mT)
+        return m.last(F.scaled_dot_product_attention(m.q(x), m.k(x), x))
+
+    layers = {"first": nn.Conv1d(6, 8, 1), "norm": nn.LayerNorm(8), "q": nn.Linear(8, 5), "k": nn.Linear(8, 5)}
+    model, inputs = Net(forward, **layers, last=nn.Linear(8, 4)).float(), torch.randn(2, 6, 3)
+    cut = half_of_every_axis(model, inputs)
+    found = verify(model, cut.small, cut.plan, inputs)
+    assert cut.plan.rescaled
+    assert found.inexact
+    assert found.passed

@@ -96,16 +96,15 @@ def verify(
     inputs = _random_like(example_inputs)
     inexact = {name: why for name, why in plan.inexact.items() if bool(plan.removed[name].any())}
     exact_names = tuple(name for name, gone in plan.removed.items() if bool(gone.any()) and name not in inexact)
-    own = 0.0
+    own, axes = 0.0, trace(model, example_inputs) if inexact else None
     if plan.bases or plan.rescaled or inexact:  # the one to be proved is not the one that the proof is of
         own = _distance(_outputs(in_float64(whole), inputs), _outputs(in_float64(small), inputs))
     if plan.bases or plan.rescaled:  # products that the model's own precision rounds: they are proved in float64
         model = in_float64(model)
         small = shrink(model, plan)
-    if not inexact:
+    if axes is None:
         error = _worst(model, small, plan, inputs, tolerance)
         return Verification(max(error, own), tolerance, exact_names, {}, None)
-    axes = trace(model, example_inputs)
     part = exact_part(plan, axes)
     error = _worst(model, shrink(model, part), part, inputs, tolerance)
     experts = {name: plan.removed[name] for name in inexact if axes[name].is_expert}
