@@ -33,7 +33,7 @@ def test_a_changed_number_is_noticed(script: ModuleType) -> None:
     table = script.Table(script.__name__)
     before = script.render(table)
     for cell in table.cells.values():
-        for quantity in ("error", "accuracy", "loss", "params"):
+        for quantity in ("error", "accuracy", "loss", "params", "clean"):
             if quantity in cell:
                 cell[quantity] += 1
     assert script.render(table) != before

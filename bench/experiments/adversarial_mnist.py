@@ -65,8 +65,9 @@ def render(table: Table) -> str:
     rows = []
     for variant in VARIANTS:
         cells = [c for k, c in sorted(table.cells.items()) if k.startswith(f"{variant}/")]
-        found = [mean_std([c[q] for c in cells], 2 if q in ("clean", "attack") else 3) for q in QUANTITIES]
-        rows.append([variant, *found, PAPER.get(variant, "")])
+        if cells:
+            found = [mean_std([c[q] for c in cells], 2 if q in ("clean", "attack") else 3) for q in QUANTITIES]
+            rows.append([variant, *found, PAPER.get(variant, "")])
     return "\n".join(
         [
             "# Adversarial neural pruning: the ladder on MNIST\n",
