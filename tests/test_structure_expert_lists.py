@@ -16,6 +16,7 @@ from topiarist import Budget
 from topiarist.errors import BudgetError, FormatError, InputError
 from topiarist.graph import trace
 from topiarist.plan import Plan, Slice
+from topiarist.testing.experts import gap
 from topiarist.testing.invariants import count_macs, nothing_left_behind
 
 NUM, WIDTH = 6, 5
@@ -170,16 +171,6 @@ X = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(0))
 def made(make, *args):
     torch.manual_seed(0)
     return make(*args)
-
-
-def without(gone):
-    """The router's outputs with experts that are never chosen and weigh nothing."""
-    return lambda logits: logits.masked_fill(gone, -torch.inf)
-
-
-def gap(small, model, gone, x):
-    with torch.no_grad():
-        return float((small(x) - model(x, without(gone))).abs().max() / model(x, without(gone)).abs().max())
 
 
 @pytest.mark.parametrize("make", NETS)

@@ -14,6 +14,7 @@ from topiarist import Budget
 from topiarist.errors import BudgetError, InputError
 from topiarist.graph import trace
 from topiarist.plan import Slice
+from topiarist.testing.experts import gap
 from topiarist.testing.invariants import count_macs, nothing_left_behind
 
 NUM, WIDTH, INNER = 6, 8, 12
@@ -112,16 +113,6 @@ X = torch.randn(24, WIDTH, generator=torch.Generator().manual_seed(0))
 def made(make, *args):
     torch.manual_seed(0)
     return make(*args)
-
-
-def without(gone):
-    """The router's outputs with experts that are never chosen and weigh nothing."""
-    return lambda logits: logits.masked_fill(gone, -torch.inf)
-
-
-def gap(small, model, gone, x):
-    with torch.no_grad():
-        return float((small(x) - model(x, without(gone))).abs().max() / model(x, without(gone)).abs().max())
 
 
 def experts(axes):

@@ -28,7 +28,8 @@ from topiarist.graph.uniform import Move, described_moves
 from topiarist.plan import Member, Scale, Slice
 
 if TYPE_CHECKING:
-    from topiarist.graph.trace import Cost, Trace
+    from topiarist.graph.trace import Trace
+    from topiarist.graph.tracked import Cost
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -40,37 +39,9 @@ from topiarist.graph.sizes import (
     source_line,
 )
 from topiarist.graph.stub import stub
+from topiarist.graph.tracked import Cost, Tracked
 from topiarist.graph.unchosen import NEUTRAL, Call
 from topiarist.outputs import tensors_in
-
-
-class Tracked(NamedTuple):
-    """What is known of a tensor: its axes; per dimension, whether zeroing an index upstream zeroes it here too; the
-    model tensor it is a reshaped view of, if any; whether it is one value everywhere; and the axes that are pinned as
-    soon as its values are used, with the reason, as those that an argmax runs over."""
-
-    axes: tuple[Axis, ...]
-    zero: tuple[bool, ...]
-    source: str | None = None
-    is_uniform: bool = False
-    pins: tuple[tuple[Axis, str], ...] = ()
-    ranges: Axis | None = None  # the axis of which the values are indices, as a top-k's are
-    taken: tuple[Axis, int] | None = None  # the axis of a model's tensor of which this is a single index, and which
-
-
-@dataclass(frozen=True, eq=False)
-class Cost:
-    """Multiply–accumulates: the product of the sizes of ``axes``; ``tensor`` is the weight that takes part, if any,
-    ``matrix`` says which of its dimensions are which, and ``modules`` which modules ran, the outermost first. Where
-    each index of an axis has its share of what is counted, ``among`` names it and how many shares go round; where it is
-    counted for a single index of an axis, ``each`` names that."""
-
-    axes: tuple[Axis, ...]
-    tensor: str | None
-    matrix: Matrix | None = None
-    modules: tuple[str, ...] = ()
-    among: tuple[Axis, int] | None = None
-    each: Axis | None = None
 
 
 class _Operator(NamedTuple):

@@ -65,11 +65,6 @@ class Replaced:
         while self._handles:
             self._handles.pop().remove()
 
-    @property
-    def is_attached(self) -> bool:
-        """Whether parameters are replaced at the moment."""
-        return bool(self._handles)
-
     def _enter(self) -> None:
         self._depth += 1
         if self._depth > 1:

@@ -22,7 +22,7 @@ from topiarist.errors import InputError, nearest
 from topiarist.graph import Axes, Axis
 from topiarist.graph.factored import KINDS
 from topiarist.graph.groups import TensorInfo
-from topiarist.graph.trace import Cost
+from topiarist.graph.tracked import Cost
 from topiarist.plan import Member, Units
 from topiarist.stats import Gram, collect_inputs
 

@@ -266,20 +266,22 @@ def count_macs(model: nn.Module, inputs: Any) -> float:
     if hasattr(aten, "_grouped_mm"):  # each row meets one matrix
         products[aten._grouped_mm] = lambda a, b, *_, **__: 2 * a[0] * a[1] * b[2]
     counter = FlopCounterMode(display=False, custom_mapping=products)
-    with sdpa_kernel(SDPBackend.MATH), _without_onednn(), torch.no_grad(), counter:
+    with sdpa_kernel(SDPBackend.MATH), _in_products(), torch.no_grad(), counter:
         call(copy.deepcopy(model).eval(), fresh(inputs))
     return counter.get_total_flops() / 2
 
 
 @contextmanager
-def _without_onednn() -> Iterator[None]:
-    """Recurrent layers as the products that they are made of, which the counter sees."""
-    before = torch._C._get_mkldnn_enabled()
+def _in_products() -> Iterator[None]:
+    """Recurrent and encoder layers as the products that they are made of, which the counter sees."""
+    before = torch._C._get_mkldnn_enabled(), torch.backends.mha.get_fastpath_enabled()
     torch._C._set_mkldnn_enabled(False)
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch._C._set_mkldnn_enabled(before)
+        torch._C._set_mkldnn_enabled(before[0])
+        torch.backends.mha.set_fastpath_enabled(before[1])
 
 
 def learning(model: nn.Module, training: bool, inputs: Any) -> set[str]:

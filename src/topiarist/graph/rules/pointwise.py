@@ -12,7 +12,8 @@ from topiarist.graph.rules import named, rule
 
 if TYPE_CHECKING:
     from topiarist.graph.axis import Axis
-    from topiarist.graph.trace import Trace, Tracked
+    from topiarist.graph.trace import Trace
+    from topiarist.graph.tracked import Tracked
 
 aten = torch.ops.aten
 

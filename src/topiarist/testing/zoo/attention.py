@@ -244,6 +244,15 @@ def transformer_encoder() -> Entry:
 
 
 @net
+def encoder_and_decoder() -> Entry:
+    def forward(m: Any, x: Tensor) -> Any:
+        return m.last(m.both(m.first(x), m.second(x[:, 1:])))
+
+    both = nn.Transformer(12, 2, 1, 1, 16, dropout=0.0, batch_first=True)
+    return Net(forward, first=nn.Linear(6, 12), second=nn.Linear(6, 12), both=both, last=nn.Linear(12, 4)), x(2, 5, 6)
+
+
+@net
 def heads_in_a_loop() -> Entry:
     def forward(m: Any, x: Tensor) -> Any:
         q, k, v = m.q(x), m.k(x), m.v(x)
