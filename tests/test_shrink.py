@@ -15,7 +15,9 @@ from torch import nn
 import topiarist
 from topiarist.errors import InputError, ShrinkError
 from topiarist.graph import trace
+from topiarist.mask.attach import masked
 from topiarist.plan import Plan, Slice
+from topiarist.recover import FineTune, TrainingRecipe
 from topiarist.shrink import shrink, verify
 from topiarist.shrink.precision import float64_everywhere
 from topiarist.testing.invariants import cut_axes, half_of_every_axis, nothing_left_behind
@@ -424,8 +426,40 @@ def test_any_other_order_in_memory_stays_too():
     assert torch.equal(small[2].weight, model[2].weight[:, ~plan.removed["0.weight:0"]])
 
 
+def weight_normed():
+    """Two layers with weights g · v / |v|, and a third."""
+    weight_norm = torch.nn.utils.parametrizations.weight_norm
+    layers = weight_norm(nn.Linear(6, 12)), nn.ReLU(), weight_norm(nn.Linear(12, 8)), nn.ReLU(), nn.Linear(8, 4)
+    return nn.Sequential(*layers)
+
+
+def test_a_weight_norm_trains_under_a_mask_and_is_what_is_left():
+    """Scales are zero while masked, directions are not: a zero has none."""
+    torch.manual_seed(0)
+    model, x, targets = weight_normed(), torch.randn(32, 6), torch.randint(0, 4, (32,))
+    recipe = TrainingRecipe(epochs=1, lr=0.1, momentum=0.9)
+    result = topiarist.prune(
+        model, x, structure="channel", budget=topiarist.Budget(sparsity=0.5), steps=3, data=[(x, targets)] * 4,
+        loss=F.cross_entropy, recover=FineTune(recipe),
+    )  # fmt: skip
+    assert (result.plan.inexact, result.verification.passed) == ({}, True)
+    assert all(bool(p.isfinite().all()) for p in result.model.parameters())
+    again = Plan.from_json(result.plan.to_json())
+    assert {s.is_zeroed for s in again.slices["0.parametrizations.weight.original1"] if s.dim == 0} == {False}
+
+
+def test_a_mask_over_directions_too_has_no_value():
+    """The sabotaged twin: rows of a direction that are zero as well."""
+    model, x = weight_normed(), torch.randn(3, 6)
+    plan = topiarist.plan(model, x, structure="channel", budget=topiarist.Budget(sparsity=0.5))
+    everywhere = {name: tuple(replace(s, is_zeroed=True) for s in own) for name, own in plan.slices.items()}
+    with masked(model, plan):
+        assert bool(model(x).isfinite().all())
+    with masked(model, replace(plan, slices=everywhere)):
+        assert bool(model(x).isnan().any())
+
+
 def test_a_weight_norm_is_pruned_and_proved():
-    """Rows that go are zero while masked, and have no norm then: the proof is of the weights as they were."""
     weight_norm = torch.nn.utils.parametrizations.weight_norm
     model = nn.Sequential(
         weight_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)

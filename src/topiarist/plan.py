@@ -215,10 +215,15 @@ class Units:
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """Positions that leave one dimension of a tensor: ``removed`` is bool of shape ``(size of dim,)``."""
+    """Positions that leave one dimension of a tensor: ``removed`` is bool of shape ``(size of dim,)``.
+
+    ``is_zeroed`` says whether they are zero while the plan is a mask: not where the code has no value at zero, as that
+    of a weight norm has none for a direction v, whose scale g is zero instead.
+    """
 
     dim: int
     removed: Tensor
+    is_zeroed: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,7 +330,8 @@ class Plan:
                     )
                 shape = [1] * parameter.ndim
                 shape[piece.dim] = -1
-                mask |= piece.removed.to(parameter.device).view(shape)
+                if piece.is_zeroed:
+                    mask |= piece.removed.to(parameter.device).view(shape)
             masks[name] = mask
         masks.update((n, torch.ones_like(parameters[n], dtype=torch.bool)) for n in self._leaving(parameters))
         return masks
@@ -363,7 +369,7 @@ class Plan:
             "version": PLAN_VERSION if self.rescaled else 2 if any(getattr(self, part) for part in _LATER) else 1,
             "structure": self.structure,
             "removed": {k: _encode(v) for k, v in self.removed.items()},
-            "slices": {k: [{"dim": s.dim, **_encode(s.removed)} for s in v] for k, v in self.slices.items()},
+            "slices": {k: [_encode_slice(s) for s in v] for k, v in self.slices.items()},
             "attributes": dict(self.attributes),
             "inexact": dict(self.inexact),
             "requested": dict(self.requested),
@@ -399,7 +405,7 @@ class Plan:
             return cls(
                 structure=str(raw["structure"]),
                 removed={k: _decode(v) for k, v in raw["removed"].items()},
-                slices={k: tuple(Slice(int(s["dim"]), _decode(s)) for s in v) for k, v in raw["slices"].items()},
+                slices={k: tuple(_decode_slice(s) for s in v) for k, v in raw["slices"].items()},
                 attributes={str(k): int(v) for k, v in raw["attributes"].items()},
                 inexact=raw["inexact"],
                 requested=raw["requested"],
@@ -438,6 +444,14 @@ def _encode(removed: Tensor) -> dict[str, Any]:
         return {"size": removed.numel(), "indices": removed.nonzero().flatten().tolist()}
     bits = np.packbits(removed.cpu().numpy())
     return {"size": removed.numel(), "bits": base64.b64encode(zlib.compress(bits.tobytes(), 6)).decode()}
+
+
+def _encode_slice(piece: Slice) -> dict[str, Any]:
+    return {"dim": piece.dim, **_encode(piece.removed), **({} if piece.is_zeroed else {"is_zeroed": False})}
+
+
+def _decode_slice(raw: Mapping[str, Any]) -> Slice:
+    return Slice(int(raw["dim"]), _decode(raw), raw.get("is_zeroed", True) is True)
 
 
 def _encode_scale(scale: Scale) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class Axes:
         self.integers = dict(integers)
         self.unknown_operators = dict(trace.unknown)
         self.stubs = dict(trace.stubs)
+        self.directions = frozenset(trace.directions)
         self.scales = tuple(trace.scales)  # parameters such as the scales of norms, as far as they are vectors
         self.training_error = training_error
         self.blueprint = blueprint
@@ -200,7 +201,7 @@ class Axes:
             pieces = []
             for dim, axis in enumerate(info.axes):
                 if any(leaf in by_leaf for leaf in self.graph.leaves(axis)):
-                    pieces.append(Slice(dim, gone_of(self.graph.find(axis))))
+                    pieces.append(Slice(dim, gone_of(self.graph.find(axis)), (name, dim) not in self.directions))
             if pieces:
                 result[name] = tuple(pieces)
         return result

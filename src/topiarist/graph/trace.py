@@ -86,6 +86,7 @@ class Trace:
         self.biases: dict[str, str] = {}  # weight → what is added to its outputs, one number each
         self.parameters: set[str] = set()
         self.own: dict[int, Tensor] = {}  # the model's tensors, by id
+        self.directions: dict[tuple[str, int], None] = {}  # (tensor, dimension) along which zeros have no value
         self.scales: dict[str, None] = {}  # vectors of the model that activations are multiplied by, entry by entry
         self.strides: dict[str, tuple[int, ...]] = {}  # of the model's tensors, by name
         self.sources: dict[str, tuple[Axis, ...]] = {}  # their axes
@@ -269,6 +270,14 @@ class Trace:
         self.sums(*b)
         return axis
 
+    def points(self, tensor: Tensor, dim: int) -> None:
+        """Note that each index of ``dim`` is a direction, which a mask leaves alone: zero is none."""
+        source = self[tensor].source
+        if source is None:
+            self.inexact(self[tensor].axes[dim], "a norm without a value at zero")
+        else:
+            self.directions[source, dim % tensor.dim()] = None
+
     def scaled(self, tensor: Tensor) -> None:
         """Note that activations are multiplied by ``tensor``, entry by entry; it is a scale where it is a vector."""
         source = self[tensor].source
@@ -385,7 +394,7 @@ class Trace:
     def num_known(self) -> Hashable:
         """As many things as are known: a run that teaches nothing leaves it as it is."""
         held = (self.graph.parts, self.constraints, self.choices, self.used, self.order, self.scales, self.carried)
-        others = (self.unknown, self.biases, self.summed)
+        others = (self.unknown, self.biases, self.summed, self.directions)
         return self.graph.num_changes, self.graph.age, *[len(found) for found in (*held, *others)]
 
     def forget(self) -> None:

@@ -31,7 +31,7 @@ from topiarist.held import held_tensors
 from topiarist.inputs import call, fresh
 from topiarist.mask import mask, unmask
 from topiarist.outputs import tensors_in
-from topiarist.plan import Plan, Slice
+from topiarist.plan import Plan
 from topiarist.planning import Planner
 from topiarist.shrink import shrink, verify
 from topiarist.shrink.precision import float64_everywhere, in_float64
@@ -189,7 +189,7 @@ def shifted_plans(cut: Cut, name: str) -> Iterator[Plan]:
     """The sabotaged twins of a cut: in one tensor of the axis after the other, what goes is shifted by one index."""
     alone = cut_axes(cut.model, cut.axes, {name: cut.plan.removed[name]}).plan
     for tensor in tensors_of(cut, name):
-        shifted = tuple(Slice(piece.dim, piece.removed.roll(1)) for piece in alone.slices[tensor])
+        shifted = tuple(replace(piece, removed=piece.removed.roll(1)) for piece in alone.slices[tensor])
         yield replace(alone, slices={**alone.slices, tensor: shifted})
 
 
@@ -219,7 +219,8 @@ def disagreement(model: nn.Module, plan: Plan, inputs: Any) -> float:
         for name, slices in plan.slices.items():
             parameter = dict(zeroed.named_parameters(remove_duplicate=False)).get(name)
             for piece in slices if parameter is not None else ():
-                parameter.movedim(piece.dim, 0)[piece.removed] = 0  # type: ignore[union-attr]
+                if piece.is_zeroed:
+                    parameter.movedim(piece.dim, 0)[piece.removed] = 0  # type: ignore[union-attr]
     error = distance(outputs(zeroed, inputs), outputs(small, inputs))
     if draws_at_random(zeroed, inputs):
         return error
