@@ -182,6 +182,19 @@ def test_what_no_weight_can_make_up_for_is_pinned(forward: Any) -> None:
     assert "test_folds.py" in axis.pins[0].where
 
 
+def test_explain_names_the_number_and_the_weights_that_make_up_for_it() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return torch.softmax(m.q(x) @ m.k(x).transpose(-2, -1) * m.k(x).shape[-1] ** -0.5, -1) @ m.v(x)
+
+    layers = {name: nn.Linear(6, 5) for name in ("q", "k", "v")}
+    axes = trace(Net(forward, **layers), torch.randn(2, 3, 6))
+    (said,) = [line for line in axes.explain("q.weight:0").splitlines() if "the code says a number" in line]
+    assert "test_folds.py" in said
+    assert "is made up for in" in said
+    assert ("q.weight" in said) != ("k.weight" in said)
+    assert "the code says" not in axes.explain("v.weight:0")
+
+
 def test_an_engine_that_forgets_other_readers_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Net(lambda m, x: (returned(m.train(), x), m.eval())[0], q=nn.Linear(6, 5), k=nn.Linear(6, 5))
     inputs = torch.randn(2, 3, 6)

@@ -152,6 +152,7 @@ def _paragraph(axes: Axes, axis: AxisInfo) -> str:
         own = dict(axis.step)[axis.name]
         others = ", ".join(f"{num} of {name}" for name, num in axis.step if name != axis.name)
         lines.append(f"  shrinks by {own} at a time" + (f", together with {others}" if others else ""))
+    lines += [f"  the code says a number with its size, {fold.where}: {fold}" for fold in axes.folds_of(axis)]
     lines += [f"  pinned because {reason}{_inside(reason.module, reason)}" for reason in axis.pins]
     lines += [f"  inexact because {reason}{_inside(reason.module, reason)}" for reason in axis.inexact]
     what = "to know" if known.is_fixed or not axis.pins else "to free it"

@@ -28,6 +28,7 @@ from topiarist.graph.uniform import Move, described_moves
 from topiarist.plan import Member, Scale, Slice
 
 if TYPE_CHECKING:
+    from topiarist.graph.folds import Fold
     from topiarist.graph.trace import Trace
     from topiarist.graph.tracked import Cost
 
@@ -240,6 +241,14 @@ class Axes:
                     within = tuple((dim, own) for dim, own in enumerate(positions) if not bool(own.all()))
                     found[tensor].append(Scale(factor, within))
         return {tensor: tuple(scales) for tensor, scales in found.items()}
+
+    def folds_of(self, axis: AxisInfo) -> tuple[Fold, ...]:
+        """The numbers in the code that change when ``axis`` shrinks, and what makes up for them."""
+        if not self.folds or axis.pins:
+            return ()
+        gone = torch.arange(axis.size) < dict(axis.step).get(axis.name, 1)
+        before, after = self.size_under({}), self.size_under(self.sizes({axis.name: gone}))
+        return tuple(fold for fold in self.folds if before(fold.size) != after(fold.size))
 
     def steps(self) -> list[tuple[Step, int]]:
         """What may go at a time: how many indices of which leaves together, and how often at most.
