@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 import pickle
@@ -122,6 +123,21 @@ def test_what_shrink_makes_comes_back(tmp_path: Path, name: str) -> None:
     assert torch.equal(small.eval()(x), loaded.eval()(x))
     assert load_plan(tmp_path) == plan
     assert integer_attributes(loaded) != integer_attributes(model)
+
+
+@pytest.mark.parametrize("sabotaged", [False, True])
+def test_channels_last_stay_last_where_the_class_makes_them_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sabotaged: bool
+) -> None:
+    if sabotaged:
+        monkeypatch.setattr(importlib.import_module("topiarist.io.load"), "laid_out", lambda tensor, like: tensor)
+    model, x = models.build("resnet20").to(memory_format=torch.channels_last), torch.randn(2, 3, 32, 32)
+    small = topiarist.shrink(model, topiarist.plan(model, x, structure="channel", budget=topiarist.Budget(macs=0.5)), x)
+    folder = save(small, tmp_path)
+    loaded = load(folder, build=lambda: models.build("resnet20").to(memory_format=torch.channels_last))
+    assert_same(small, loaded)
+    same = [a.stride() == b.stride() for a, b in zip(small.parameters(), loaded.parameters(), strict=True)]
+    assert all(same) is not sabotaged
 
 
 def test_the_round_trip_check_catches_what_is_lost() -> None:

@@ -406,7 +406,7 @@ def test_everything_through_the_front_door():
 def test_the_order_of_dimensions_in_memory_stays(monkeypatch, sabotaged):
     """Channels last stay last; the oracle is torch's own conversion of what is left."""
     if sabotaged:
-        monkeypatch.setattr(importlib.import_module("topiarist.shrink.apply"), "_laid_out", lambda small, like: small)
+        monkeypatch.setattr(importlib.import_module("topiarist.shrink.apply"), "laid_out", lambda small, like: small)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).to(memory_format=torch.channels_last)
     inputs = torch.randn(2, 3, 6, 6)
     plan = topiarist.plan(model, inputs, structure="channel", budget=topiarist.Budget(sparsity=0.5))

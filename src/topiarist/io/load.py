@@ -17,6 +17,7 @@ from topiarist.graph.heads import where_they_must
 from topiarist.io import format as layout
 from topiarist.mask.attach import mask
 from topiarist.plan import Plan
+from topiarist.strides import laid_out
 
 
 def load(path: str | os.PathLike[str], *, build: Callable[[], nn.Module]) -> nn.Module:
@@ -24,9 +25,10 @@ def load(path: str | os.PathLike[str], *, build: Callable[[], nn.Module]) -> nn.
 
     ``build`` is the model's own class, or a function that makes the original (unpruned) model. Its integer attributes
     are set and its tensors replaced by the stored ones, whatever their sizes, with the stored dtype, on the device
-    where ``build`` puts them. What is tied in the file is tied in the model. Non-persistent buffers and plain tensor
-    attributes are left as the class makes them where their shape is the stored one. A model that was masked when it was
-    saved is masked again; what its mask had set aside is zero after `unmask`.
+    where ``build`` puts them and in the order of dimensions that it gives them (channels last stay last). What is tied
+    in the file is tied in the model. Non-persistent buffers and plain tensor attributes are left as the class makes
+    them where their shape is the stored one. A model that was masked when it was saved is masked again; what its mask
+    had set aside is zero after `unmask`.
 
     Raises:
         FormatError: the folder or a file is missing, damaged, not topiarist's or of another version, or does not fit
@@ -216,6 +218,6 @@ def _held(fresh: Tensor | None, tensor: Tensor, entry: layout.Entry) -> Tensor:
     """``tensor`` in the very object that the model already holds, so that whoever else refers to it sees it too."""
     if fresh is not None and not fresh.is_meta:
         fresh.grad = None
-        fresh.data = tensor.to(fresh.device)
+        fresh.data = laid_out(tensor.to(fresh.device), fresh)
         return fresh.requires_grad_(entry.requires_grad)
     return nn.Parameter(tensor, entry.requires_grad) if entry.kind == "parameter" else tensor

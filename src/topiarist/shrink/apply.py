@@ -23,6 +23,7 @@ from topiarist.inputs import call, fresh
 from topiarist.outputs import tensors_in
 from topiarist.plan import Plan, Scale, Slice
 from topiarist.shrink.attributes import synchronise
+from topiarist.strides import laid_out
 
 
 def shrink(model: nn.Module, plan: Plan, example_inputs: Any = None) -> nn.Module:
@@ -156,14 +157,7 @@ def _cut(name: str, tensor: Tensor, slices: tuple[Slice, ...], known: dict[tuple
         if key not in known:
             known[key] = (~piece.removed).nonzero().flatten().to(small.device)
         small = small.index_select(piece.dim, known[key])
-    return small if tensor.is_contiguous() else _laid_out(small, tensor)
-
-
-def _laid_out(small: Tensor, like: Tensor) -> Tensor:
-    """``small`` with its dimensions in the order in which ``like`` has them in memory: channels last stay last."""
-    strides = like.stride()
-    order = sorted(range(like.dim()), key=lambda dim: -strides[dim])
-    return small.permute(order).contiguous().permute([order.index(dim) for dim in range(like.dim())])
+    return laid_out(small, tensor)
 
 
 def check_runs(model: nn.Module, example_inputs: Any, original: nn.Module) -> None:
