@@ -35,6 +35,9 @@ class _Call:
     open: dict[str, set[str]]
 
 
+_PLAIN = _Call(object, None, {"": "x"}, {})  # a tensor for a tensor like it
+
+
 class Handed:
     """What the modules of a model return in all runs of one trace."""
 
@@ -50,9 +53,14 @@ class Handed:
         self._held.clear()
         self._made.clear()
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether there are tensors whose use matters."""
+        return bool(self._held)
+
     def used(self, values: Iterable[Any], module: str) -> None:
         """``module`` uses these tensors, alone or in lists."""
-        for value in values if self._held else ():
+        for value in values:
             if isinstance(value, Tensor):
                 for key in self._held[id(value)][1] if id(value) in self._held else ():
                     self._users.setdefault(key, module)
@@ -61,13 +69,17 @@ class Handed:
 
     def returned(self, name: str, module: nn.Module, args: Sequence[Any], kwargs: Any, out: Any, counts: bool) -> None:
         """A module has returned; ``counts`` says whether in the way that matters, and not for another look."""
-        several = type(out) in (tuple, list, dict)
-        given = list(addresses(args, kwargs, _positions(module))) if several else []
-        call = _call_of(type(module), out, first_tensor(args, kwargs), given)
+        x = first_tensor(args, kwargs)
+        if type(out) not in (tuple, list, dict):  # as mostly
+            is_plain = counts and isinstance(out, Tensor) and x is not None and _alike(out, x)
+            self._calls[name] += [_PLAIN if is_plain else None] if counts else []
+            return
+        given = list(addresses(args, kwargs, _positions(module)))
+        call = _call_of(type(module), out, x, given)
         if counts:
             self._calls[name].append(call)
             self._link(type(module), given)
-        if call is not None and several:
+        if call is not None:
             self._watch(name, call, out)
 
     def _link(self, kind: type, given: Sequence[tuple[str, Any]]) -> None:
@@ -125,7 +137,7 @@ def _call_of(kind: type, out: Any, x: Tensor | None, given: Sequence[tuple[str, 
     if x is None:
         leaf, x = next(((at, value) for at, value in given if isinstance(value, Tensor)), ("", None))
     first = next(iter(made.values()), None)
-    if x is None or not isinstance(first, Tensor) or _like(first) != _like(x):
+    if x is None or not isinstance(first, Tensor) or not _alike(first, x):
         return None
     settled: dict[str, str] = {}
     beside: dict[str, set[str]] = {}
@@ -136,14 +148,14 @@ def _call_of(kind: type, out: Any, x: Tensor | None, given: Sequence[tuple[str, 
         elif passed and not isinstance(value, _COPIED):
             settled[place] = passed
         elif isinstance(value, Tensor):
-            beside[place] = {at for at, each in given if isinstance(each, Tensor) and _like(each) == _like(value)}
+            beside[place] = {at for at, each in given if isinstance(each, Tensor) and _alike(each, value)}
         else:
             return None
     return _Call(kind, _hollow(out), settled, beside)
 
 
-def _like(tensor: Tensor) -> tuple[Any, ...]:
-    return tuple(map(int, tensor.shape)), tensor.dtype
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and tuple(map(int, one.shape)) == tuple(map(int, other.shape))
 
 
 def _hollow(out: Any) -> Any:

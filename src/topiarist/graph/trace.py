@@ -350,7 +350,8 @@ class Trace:
 
     def uses(self, args: Any, kwargs: Any) -> None:
         """These tensors are used at the moment."""
-        self.handed.used((*args, *kwargs.values()), self.running[-1] if self.running else "")
+        if self.handed.is_watching:
+            self.handed.used((*args, *kwargs.values()), self.running[-1] if self.running else "")
 
     def known_of(self, out: Any) -> list[Tracked] | None:
         """What is known of what a module returned, a tensor or a tuple or list of some; None of anything else."""

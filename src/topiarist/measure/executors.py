@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import statistics
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +150,18 @@ def _compiled(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return run
 
 
+@contextmanager
+def _errors_alone(name: str) -> Iterator[None]:
+    """Inside the ``with``, a logger says nothing but errors: an exporter says at each call which libraries it lacks."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _onnxruntime(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
     try:
         runtime = [importlib.import_module(name) for name in _ONNX][-1]
@@ -156,7 +170,7 @@ def _onnxruntime(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
             f"executor 'onnxruntime' needs packages ({error}); try pip install {' '.join(_ONNX)}"
         ) from None
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), _errors_alone("torch.onnx"), torch.no_grad():
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(module, args, kwargs=kwargs, dynamo=True, verbose=False)
             if exported is None:
