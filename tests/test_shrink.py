@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import warnings
 from dataclasses import replace
 
@@ -445,6 +446,7 @@ def test_a_weight_norm_trains_under_a_mask_and_is_what_is_left():
     assert (result.plan.inexact, result.verification.passed) == ({}, True)
     assert all(bool(p.isfinite().all()) for p in result.model.parameters())
     again = Plan.from_json(result.plan.to_json())
+    assert (again, json.loads(again.to_json())["version"]) == (result.plan, 3)
     assert {s.is_zeroed for s in again.slices["0.parametrizations.weight.original1"] if s.dim == 0} == {False}
 
 

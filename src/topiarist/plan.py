@@ -21,7 +21,7 @@ from topiarist.errors import FormatError, InputError, nearest
 from topiarist.held import held_tensors
 
 PLAN_FORMAT = "topiarist-plan"
-PLAN_VERSION = 3  # the first that knows rescaled; plans with nothing of _LATER are of version 1, others of version 2
+PLAN_VERSION = 3  # the first that knows rescaled and is_zeroed; with nothing of _LATER a plan is of version 1, else 2
 _LATER = (
     "zeroed",
     "bypassed",
@@ -366,7 +366,7 @@ class Plan:
     def _json(self) -> dict[str, Any]:
         return {
             "format": PLAN_FORMAT,
-            "version": PLAN_VERSION if self.rescaled else 2 if any(getattr(self, part) for part in _LATER) else 1,
+            "version": self._version(),
             "structure": self.structure,
             "removed": {k: _encode(v) for k, v in self.removed.items()},
             "slices": {k: [_encode_slice(s) for s in v] for k, v in self.slices.items()},
@@ -377,6 +377,12 @@ class Plan:
             **({"notes": list(self.notes)} if self.notes else {}),
             **{k: v for k, v in self._later().items() if v},
         }
+
+    def _version(self) -> int:
+        """The lowest version whose readers know all that this plan says."""
+        if self.rescaled or not all(piece.is_zeroed for pieces in self.slices.values() for piece in pieces):
+            return PLAN_VERSION
+        return 2 if any(getattr(self, part) for part in _LATER) else 1
 
     def _later(self) -> dict[str, Any]:
         """The parts that only some structures have, as JSON."""

@@ -71,8 +71,9 @@ class Handed:
         """A module has returned; ``counts`` says whether in the way that matters, and not for another look."""
         x = first_tensor(args, kwargs)
         if type(out) not in (tuple, list, dict):  # as mostly
-            is_plain = counts and isinstance(out, Tensor) and x is not None and _alike(out, x)
-            self._calls[name] += [_PLAIN if is_plain else None] if counts else []
+            if counts:
+                is_plain = isinstance(out, Tensor) and x is not None and _alike(out, x)
+                self._calls[name].append(_PLAIN if is_plain else None)
             return
         given = list(addresses(args, kwargs, _positions(module)))
         call = _call_of(type(module), out, x, given)

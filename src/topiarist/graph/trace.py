@@ -272,11 +272,11 @@ class Trace:
 
     def points(self, tensor: Tensor, dim: int) -> None:
         """Note that each index of ``dim`` is a direction, which a mask leaves alone: zero is none."""
-        source = self[tensor].source
-        if source is None:
-            self.inexact(self[tensor].axes[dim], "a norm without a value at zero")
-        else:
+        axes, source = self[tensor].axes, self[tensor].source
+        if source is not None and [*map(self.graph.find, axes)] == [*map(self.graph.find, self.sources[source])]:
             self.directions[source, dim % tensor.dim()] = None
+        else:
+            self.inexact(axes[dim], "a norm without a value at zero")
 
     def scaled(self, tensor: Tensor) -> None:
         """Note that activations are multiplied by ``tensor``, entry by entry; it is a scale where it is a vector."""
