@@ -22,7 +22,7 @@ SOURCE = ROOT / "src" / "topiarist"
 
 # Whoever stands further down may import from whoever stands further up, and never the other way round.
 ROOMS = """
-    errors asked held plan inputs outputs data models
+    errors asked held strides plan inputs outputs data models
     graph stats saliency structure allocation schedule
     mask shrink recover io measure
     planning journal pruning pruner methods report testing
