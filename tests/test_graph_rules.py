@@ -392,7 +392,7 @@ def test_a_model_that_does_not_run_is_an_error_with_shapes_and_devices():
 
 
 def test_only_modules_are_traced():
-    with pytest.raises(InputError, match=r"a model is a torch.nn.Module, got function"):
+    with pytest.raises(InputError, match=r"a model is a torch\.nn\.Module, got function"):
         trace(lambda x: x, torch.zeros(1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ import topiarist
 from topiarist.allocation.within import within
 from topiarist.cli.app import app
 from topiarist.errors import BudgetError, FormatError, InputError
+from topiarist.measure import executors
 from topiarist.measure.executors import prepare, quiet, ratio, wall_clock, with_batch
 from topiarist.measure.interpolate import interpolate
 from topiarist.measure.parts import parts_of
@@ -298,6 +300,15 @@ def test_a_runtime_that_is_not_installed_says_what_to_install():
     else:
         found = prepare(nn.Linear(2, 2), torch.zeros(1, 2), "onnxruntime").run()
         assert found[0].shape == (1, 2)
+
+
+def test_an_exporter_says_errors_alone(caplog):
+    logger = logging.getLogger("topiarist.tests.exporter")
+    with executors._errors_alone(logger.name):
+        logger.warning("a library is not installed")
+        logger.error("it failed")
+    logger.warning("afterwards")
+    assert [record.message for record in caplog.records] == ["it failed", "afterwards"]
 
 
 def test_batches_are_made_of_the_examples():

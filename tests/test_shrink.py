@@ -461,6 +461,45 @@ def test_a_mask_over_directions_too_has_no_value():
         assert bool(model(x).isnan().any())
 
 
+class Normed(nn.Module):
+    """A layer with weights g · v / |v|, whose outputs are read by another one and summed."""
+
+    def __init__(self, scale, direction=lambda v: v, shape=(8, 5)):
+        super().__init__()
+        self.first, self.v, self.last = nn.Linear(6, 5), nn.Parameter(torch.randn(shape)), nn.Linear(8, 4)
+        self.parameter = nn.Parameter(1 + torch.rand(8, 1))
+        self.register_buffer("buffer", 1 + torch.rand(8, 1))
+        self.scale, self.direction = scale, direction
+
+    def forward(self, x):
+        weight = torch._weight_norm(self.direction(self.v), self.scale(self), 0)
+        hidden = torch.relu(self.first(x)) @ weight.t()
+        return self.last(hidden) + hidden.sum(-1, keepdim=True)
+
+
+NORMED = {
+    "a parameter": (Normed(lambda m: m.parameter), None),
+    "a buffer, which no mask zeroes": (Normed(lambda m: m.buffer), "sum"),
+    "computed, and not zero with what it is computed from": (Normed(lambda m: m.parameter.exp()), "sum"),
+    "a direction that is computed": (Normed(lambda m: m.parameter, torch.tanh), None),
+    "a direction of another shape": (
+        Normed(lambda m: m.parameter, lambda v: v.flatten(1), (8, 5, 1)),
+        "a norm without a value at zero",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_a_weight_norm_is_exact_where_a_mask_zeroes_its_scale(name):
+    model, inexact = copy.deepcopy(NORMED[name][0]), NORMED[name][1]
+    x = torch.randn(3, 6)
+    found = [str(reason).partition(" runs over it")[0] for reason in trace(model, x)["v:0"].inexact]
+    assert found == ([] if inexact is None else [inexact])
+    result = topiarist.prune(model, x, structure="channel", budget=topiarist.Budget(sparsity=0.5))
+    assert result.verification.passed
+    assert bool(result.plan.removed["v:0"].any())
+
+
 def test_a_weight_norm_is_pruned_and_proved():
     weight_norm = torch.nn.utils.parametrizations.weight_norm
     model = nn.Sequential(

@@ -27,8 +27,7 @@ also proves on the model in float64, before and after, that masked and shrunk ar
 
 Theirs was given no list of heads (``num_heads``), as which some transformers need it is for the user to know. The rows
 were measured with nothing else running, five rounds each (swin_t earlier, on a busy machine), on a virtual machine that
-shares its host: the whole table has been measured three times, with medians of 0.49, 0.54 and 0.62 and a largest ratio
-of 1.41, 1.18 and 1.32, by code that differs by a few percent; the last is shown.
+shares its host, where repeats differ: earlier measurements are in the history of `benchmarks/results/tracing.json`.
 
 A model runs once for both modes where the mode makes no difference to its axes, and of modules of one kind one is
 compared (`topiarist.graph.modes`); what the commonest operators return on the meta device is computed by formula

@@ -160,7 +160,7 @@ def finished(planner: Planner, work: nn.Module, progress: Progress, example_inpu
         none = {u.name: torch.zeros(u.num, dtype=torch.bool) for u in planner.units}
         plan = planner.make(none, achieved=planner.price(none))
     if planner.structure.is_physical:
-        unmask(work, restore=not plan.bases)  # what has no value at zero, as a weight norm, is proved where it has one
+        unmask(work, restore=not plan.bases)  # what has no value at zero, as 1 / x, is proved where it has one
         small = shrink(work, plan, example_inputs)
         checked = verify(work, small, plan, example_inputs)
         if not checked.passed:

@@ -78,10 +78,10 @@ def _rms_norm(trace: Trace, out: Any, x: Tensor, shape: Sequence[int], weight: A
 def _weight_norm(trace: Trace, out: Sequence[Tensor], direction: Tensor, scale: Tensor, dim: int = 0) -> None:
     """w = g · v / |v|, the norm over all dimensions of v but ``dim``: a zeroed v has no direction, a zeroed g has w."""
     tracked, gains = trace[direction], trace[scale]
-    axes = list(tracked.axes)
-    trace.unify(axes[dim], gains.axes[dim], "weight norm")
+    trace.unify(tracked.axes[dim], gains.axes[dim], "weight norm")
     trace.points(direction, dim)
-    trace.put(out[0], axes, tracked.zero, tracked.source)
+    zero = [gains.zero[dim] if i == dim % direction.dim() else z for i, z in enumerate(tracked.zero)]
+    trace.put(out[0], tracked.axes, zero, tracked.source)
     trace.put(out[1], gains.axes, [False] * len(gains.axes))
 
 
